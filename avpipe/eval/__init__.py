@@ -1,0 +1,1 @@
+"""Stage three: captions in, scores out."""

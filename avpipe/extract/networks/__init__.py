@@ -1,0 +1,1 @@
+"""Network code that we write ourselves, where no kept library carries it."""

@@ -1,0 +1,1 @@
+"""The ground: types, errors, configuration, registry, shards, stores and the runner. Knows no stage."""

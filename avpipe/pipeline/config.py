@@ -1,0 +1,175 @@
+"""Configuration: pydantic models filled from YAML and dotted overrides, all faults reported at once.
+
+A component (encoder, fusion, decoder) has a :class:`Config` of its own in its module. A file names it like this::
+
+    fusion: {name: qformer, layers: 4}      # or just   fusion: qformer
+
+and an override on the command line reaches any key: ``fusion.layers=6 train.lr=1e-4``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from avpipe.pipeline.errors import ConfigError, did_you_mean
+from avpipe.pipeline.registry import Registry
+
+
+class Config(BaseModel):
+    """Base of every configuration: frozen, unknown keys refused, a docstring under each field."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file as a dict.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or is not a mapping.
+    """
+    try:
+        values = _parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), [f"cannot be read: {error}"]) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(str(path), [f"not YAML: {' '.join(str(error).split())}"]) from None
+    if not isinstance(values, dict):
+        raise ConfigError(str(path), [f"expected keys and values, got {type(values).__name__}"])
+    return values
+
+
+def write_yaml(values: Mapping[str, Any]) -> str:
+    """Nested values as YAML text, in the order given."""
+    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=110)
+
+
+def override(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """``values`` with dotted overrides (``"train.lr=1e-4"``) laid over them; the right side is YAML.
+
+    A component given by its name alone (``fusion: qformer``) becomes ``{name: qformer}`` where an override reaches
+    below it, and naming another component drops the keys of the former one.
+
+    Raises:
+        ConfigError: an override is not of the form ``key=value``, or reaches below a plain value; all faults at once.
+    """
+    result, faults = _copy(values), []
+    for text in overrides:
+        key, equals, value_text = text.partition("=")
+        if not equals or not key.strip() or not all(part.strip() for part in key.split(".")):
+            faults.append(f"{text!r}: expected key=value, for example train.lr=1e-4")
+            continue
+        try:
+            value = _parse_yaml(value_text)
+        except yaml.YAMLError:
+            faults.append(f"{text!r}: what follows '=' is not YAML")
+            continue
+        *parents, last = [part.strip().replace("-", "_") for part in key.split(".")]
+        node, reached = result, []
+        for parent in parents:
+            reached.append(parent)
+            below = node.get(parent)
+            if isinstance(below, str) and len(reached) == 1:
+                below = {"name": below}
+            elif below is None:
+                below = {}
+            if not isinstance(below, dict):
+                faults.append(f"{text!r}: {'.'.join(reached)} is a plain value ({below!r}), it has no key {last!r}")
+                break
+            node[parent] = below
+            node = below
+        else:
+            old = node.get(last)
+            if isinstance(old, dict) and isinstance(value, str):
+                node[last] = old if old.get("name") == value else {"name": value}
+            else:
+                node[last] = value
+    if faults:
+        raise ConfigError("overrides", faults)
+    return result
+
+
+def parse(schema: type[AnyConfig], values: Mapping[str, Any], source: str) -> AnyConfig:
+    """Check ``values`` against ``schema``.
+
+    Raises:
+        ConfigError: all faults at once; an unknown key is answered with the nearest known one.
+    """
+    try:
+        return schema.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(source, faults(error, schema)) from None
+
+
+def parse_component(registry: Registry, value: str | Mapping[str, Any], source: str) -> tuple[str, Config]:
+    """Check one component (``"qformer"`` or ``{"name": "qformer", "layers": 4}``) against its module's ``Config``.
+
+    Returns:
+        The component's name and its complete configuration.
+
+    Raises:
+        UnknownNameError: no component of that name.
+        ConfigError: its keys or values are wrong, or ``name`` is missing.
+    """
+    values = {"name": value} if isinstance(value, str) else dict(value)
+    name = values.pop("name", None)
+    if not isinstance(name, str):
+        known = ", ".join(registry.names())
+        raise ConfigError(source, [f"{registry.kind}.name: missing; known: {known}"])
+    schema: type[Config] = registry.load(name).Config
+    return name, parse(schema, values, f"{source}: {registry.kind} {name!r}")
+
+
+def faults(error: ValidationError, schema: type[BaseModel]) -> list[str]:
+    """One line for each fault that pydantic found: the dotted key, what was got, what is allowed."""
+    return [_fault(detail, schema) for detail in error.errors(include_url=False)]
+
+
+def _fault(detail: ErrorDetails, schema: type[BaseModel]) -> str:
+    path = [str(part) for part in detail["loc"]]
+    key = ".".join(path) or "(top level)"
+    if detail["type"] == "extra_forbidden":
+        known = _keys_at(schema, path[:-1])
+        return f"{key}: unknown key{did_you_mean(path[-1], known)}; known: {', '.join(known)}"
+    if detail["type"] == "missing":
+        return f"{key}: missing"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{key}: {message[0].lower()}{message[1:]}, got {detail['input']!r}"
+
+
+def _keys_at(schema: type[BaseModel], path: list[str]) -> list[str]:
+    """The keys allowed at a dotted path below ``schema``."""
+    for part in path:
+        field = schema.model_fields.get(part)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return []
+        schema = field.annotation
+    return list(schema.model_fields)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 with one repair: ``1e-4`` is a number, as everybody who writes a learning rate expects."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def _parse_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
+def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in values.items()}

@@ -1,0 +1,1 @@
+"""Where shards are worked on: processes of this machine (``local``)."""

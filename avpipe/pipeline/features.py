@@ -1,0 +1,168 @@
+"""Features and what they are: :class:`FeatureSpec` (an identity), :class:`Features` (arrays with their clock),
+:class:`Outcome` (what became of one clip)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+
+Modality = Literal["video", "audio", "text"]
+MODALITIES: tuple[Modality, ...] = ("video", "audio", "text")
+DISK_DTYPES = ("float16", "float32")
+STATUSES = ("ok", "failed", "skipped")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureSpec:
+    """The identity of a feature set: everything that changes a number in it.
+
+    Two specs with the same :attr:`fingerprint` promise the same features for the same clip; features of two
+    fingerprints are never mixed. ``name`` says where the features lie and is no part of the identity.
+
+    Attributes:
+        name: of the feature set: its folder, and its key in configurations and batches.
+        encoder: name of the encoder's module.
+        modality: ``"video"``, ``"audio"`` or ``"text"``.
+        dim: width of a feature row.
+        dtype: on disk: ``"float16"`` or ``"float32"``.
+        config: the encoder's complete configuration (sampling, token policy, weights asked for ...), as JSON-ready
+            values; enough to build the encoder again.
+        weights: where the numbers came from: ``id``, and ``sha256`` of the file or ``random:<seed>``; empty for an
+            encoder without weights.
+        preprocessing: constants that are not in ``config`` but change a number (mean, std, filter, crop, fbank).
+        clock: how rows lie in time: ``hop_seconds`` and ``window_seconds`` where they are constant, or how times are
+            chosen; for people and plots. The exact time of each row is stored beside it.
+        libraries: versions that change a number: decoder library, resampler.
+    """
+
+    name: str
+    encoder: str
+    modality: Modality
+    dim: int
+    dtype: str = "float16"
+    config: Mapping[str, Any] = field(default_factory=dict)
+    weights: Mapping[str, Any] = field(default_factory=dict)
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    clock: Mapping[str, Any] = field(default_factory=dict)
+    libraries: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.modality not in MODALITIES:
+            raise ValueError(
+                f"modality of {self.name!r}: expected one of {', '.join(MODALITIES)}, got {self.modality!r}"
+            )
+        if self.dim < 1:
+            raise ValueError(f"dim of {self.name!r}: expected at least 1, got {self.dim}")
+        if self.dtype not in DISK_DTYPES:
+            raise ValueError(f"dtype of {self.name!r}: expected one of {', '.join(DISK_DTYPES)}, got {self.dtype!r}")
+
+    @property
+    def fingerprint(self) -> str:
+        """First 16 hex digits of the sha256 over every field but ``name``. The one function that makes it."""
+        identity = {key: value for key, value in self.to_json().items() if key != "name"}
+        text = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def differences(self, other: FeatureSpec) -> list[str]:
+        """What keeps two specs from being the same features, one line a field: ``"config.frames: 8 against 16"``."""
+        mine, theirs = _flat(self.to_json()), _flat(other.to_json())
+        absent = "(absent)"
+        return [
+            f"{key}: {mine.get(key, absent)!r} against {theirs.get(key, absent)!r}"
+            for key in sorted(mine.keys() | theirs.keys())
+            if key != "name" and mine.get(key, absent) != theirs.get(key, absent)
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, as JSON-ready values."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of :meth:`to_json`; a ``fingerprint`` beside the fields is ignored.
+
+        Raises:
+            ValueError: a field is missing, unknown or not as described.
+        """
+        try:
+            return cls(**{key: value for key, value in values.items() if key != "fingerprint"})
+        except TypeError as error:
+            raise ValueError(f"not a feature spec: {error}") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """What one encoder said about one clip.
+
+    Attributes:
+        data: float array ``(T, dim)``, T >= 1, all finite.
+        pts_seconds: float64 array ``(T,)``: the middle of what each row saw, in seconds from the clip's start.
+    """
+
+    data: npt.NDArray[Any]
+    pts_seconds: npt.NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        if self.data.ndim != 2 or self.data.shape[0] < 1:
+            raise ValueError(f"data: expected shape (T, dim) with T >= 1, got {self.data.shape}")
+        if self.pts_seconds.shape != self.data.shape[:1]:
+            raise ValueError(f"pts_seconds: expected shape {self.data.shape[:1]}, got {self.pts_seconds.shape}")
+
+    def __repr__(self) -> str:
+        return f"Features(data={self.data.dtype}{list(self.data.shape)})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of one clip in one feature set. One row a clip, whatever happens.
+
+    Attributes:
+        clip_id: of the clip.
+        status: ``"ok"``, ``"failed"`` or ``"skipped"`` (it has no such modality: no failure).
+        error_type: a short stable word for a clip that is not ok (``"decode"``, ``"timeout"``, ``"no_audio"``); "" if ok.
+        error_message: for a person; "" if ok.
+        notes: facts that did not stop the clip, e.g. ``"video cut short: 28 of 50 packets decoded"``.
+        seconds: time spent on the clip. The only field that differs between two runs of the same work.
+    """
+
+    clip_id: str
+    status: str
+    error_type: str = ""
+    error_message: str = ""
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise ValueError(f"status of {self.clip_id!r}: expected one of {', '.join(STATUSES)}, got {self.status!r}")
+        if (self.status == "ok") == bool(self.error_type):
+            raise ValueError(f"error_type of {self.clip_id!r}: got {self.error_type!r} with status {self.status!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields that say something, as JSON-ready values."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["notes"] = list(self.notes)
+        return {key: value for key, value in values.items() if value not in ("", [], 0.0)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of :meth:`to_json`."""
+        return cls(**{**values, "notes": tuple(values.get("notes", ()))})
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one level of dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

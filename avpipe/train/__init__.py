@@ -1,0 +1,1 @@
+"""Stage two: feature shards in; fusion and decoder heads, and their captions, out."""
