@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -67,3 +68,42 @@ class Media:
     waveforms: Mapping[str, Waveform] = field(default_factory=dict)
     duration_seconds: float
     notes: tuple[str, ...] = ()
+
+
+FrameSampler = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.int64]]
+"""``(frame_pts_seconds (N,)) -> indices``: which frames of a clip are wanted. See ``Encoder.sample``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one clip may cost at most.
+
+    Attributes:
+        max_pixels: of one picture; a file that declares more is refused before anything is allocated.
+        max_seconds: of wall clock, held by :class:`~avpipe.extract.sandbox.DecodePool`.
+        max_bytes: of resident memory of a decoding process, held by the pool as well.
+        held_bytes: of compressed packets, and of decoded pictures, that are kept while a clip is read; beyond that
+            the file is read, or decoded, twice.
+    """
+
+    max_pixels: int = 8192 * 8192
+    max_seconds: float = 300.0
+    max_bytes: int = 4 << 30
+    held_bytes: int = 256 << 20
+
+
+def read(
+    path: str | os.PathLike[str],
+    *,
+    frames: Mapping[str, FrameSampler],
+    audio: Mapping[str, AudioRequest],
+    start_seconds: float = 0.0,
+    stop_seconds: float | None = None,
+    limits: Limits = Limits(),  # noqa: B008
+) -> Media:
+    """Decode what several encoders want of one clip, in one pass over the file.
+
+    Raises:
+        ClipError: ``"missing_file"``, ``"open"``, ``"no_streams"``, ``"too_large"``, ``"empty"``, ``"decode"``.
+    """
+    raise NotImplementedError("being written")

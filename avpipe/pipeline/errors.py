@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class AvpipeError(Exception):
@@ -53,7 +54,10 @@ class UnknownNameError(UsageError):
         known = sorted(known)
         message = f"unknown {kind} {name!r}{did_you_mean(name, known)}; known: {', '.join(known) or 'none'}"
         super().__init__(f"{message}. {hint}".rstrip() if hint else message)
-        self.kind, self.name, self.known = kind, name, known
+        self.kind, self.name, self.known, self.hint = kind, name, known, hint
+
+    def __reduce__(self) -> tuple[type[UnknownNameError], tuple[Any, ...]]:  # crosses process borders whole
+        return type(self), (self.kind, self.name, self.known, self.hint)
 
 
 class ConfigError(UsageError):
@@ -68,6 +72,9 @@ class ConfigError(UsageError):
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         super().__init__(f"{source}: {count}\n" + "\n".join(f"  - {fault}" for fault in faults))
         self.source, self.faults = source, list(faults)
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[Any, ...]]:  # crosses process borders whole
+        return type(self), (self.source, self.faults)
 
 
 class MissingPackageError(AvpipeError):

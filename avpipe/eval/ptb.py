@@ -1,0 +1,58 @@
+"""PTB tokenisation, by the jar that defines it.
+
+Source: Manning et al., "The Stanford CoreNLP Natural Language Processing Toolkit", ACL 2014; the jar (3.4.1) and the
+list of dropped punctuation are pycocoevalcap's (``tokenizer/ptbtokenizer.py``), whose wrapper writes its input into the
+installed package and pairs lines with captions without counting them. Ours does neither.
+
+The tokeniser looks past the end of a line: whether a caption that ends in an initial or in "No." keeps its full stop
+may depend on how the *next* caption begins. So captions are sent in one run, in the order given, as pycocoevalcap does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from avpipe.eval.java import JavaChild, twice
+from avpipe.eval.metric import Tools, pycocoevalcap_file
+from avpipe.pipeline.errors import ScoringError
+
+NAME = "ptb3.4.1"
+
+
+def tokenise(captions: Sequence[str], tools: Tools) -> list[str]:
+    """Each caption as lower-case tokens with single spaces between them, punctuation dropped.
+
+    Args:
+        captions: cleaned (:func:`avpipe.eval.coverage.clean`): nothing in them ends a line.
+        tools: for Java.
+
+    Raises:
+        JavaError: there is no Java, or it failed twice.
+        ScoringError: lines out are not lines in; both numbers are given.
+    """
+    from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
+
+    if not captions:
+        return []
+    jar = pycocoevalcap_file("tokenizer", "stanford-corenlp-3.4.1.jar")
+    arguments = ["-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+
+    def run() -> list[str]:
+        with JavaChild(
+            tools.java.path, arguments, name="PTB tokeniser", patience_seconds=tools.patience_seconds
+        ) as child:
+            return child.finish(captions, most_answers=2 * len(captions))
+
+    lines = twice(run)
+    if len(lines) != len(captions):
+        raise ScoringError(
+            f"PTB tokeniser: {len(captions)} captions in, {len(lines)} lines out; no caption can be told from another"
+        )
+    dropped = frozenset(PUNCTUATIONS)
+    return [" ".join(word for word in line.rstrip().split(" ") if word not in dropped) for line in lines]
+
+
+def tokenise_by_clip(captions: Mapping[str, Sequence[str]], tools: Tools) -> dict[str, list[str]]:
+    """:func:`tokenise` for several captions a clip, in one run."""
+    tokens = iter(tokenise([caption for several in captions.values() for caption in several], tools))
+    return {clip_id: [next(tokens) for _ in several] for clip_id, several in captions.items()}

@@ -1,0 +1,180 @@
+"""What a scoring says: :class:`ScoreReport`, its files and its table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from avpipe.eval.coco import write_whole
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreReport:
+    """Scores of one set of captions, with the protocol that they were made by.
+
+    Attributes:
+        split: name of the reference set; may be empty.
+        scores: corpus score by name, on the scale of pycocoevalcap (0 to 1; CIDEr 0 to 10). ``None``: could not be
+            computed, and ``reasons`` says why. Never 0 for that.
+        reasons: why a score is ``None``, by name.
+        per_clip: score by clip id, then by name.
+        captions: what was scored, by clip id, as cleaned but not tokenised.
+        references_per_clip: how many references the clips have: fewest and most.
+        references_sha256: of all references.
+        scored: number of clips that the scores are over.
+        expected: number of clips that have references.
+        missing_policy: ``"error"``, ``"empty"`` or ``"drop"``.
+        missing: ids that this policy let pass.
+        altered_candidates: captions in which control characters or ``|||`` became spaces.
+        altered_references: the same of references.
+        tokeniser: its name.
+        metric_versions: what changes a metric's numbers, by score name (``"idf:refs"``).
+        java: version of the Java that ran, or empty.
+        versions: of the packages that made the numbers.
+        notes: what a reader of the numbers should know.
+    """
+
+    split: str
+    scores: Mapping[str, float | None]
+    reasons: Mapping[str, str]
+    per_clip: Mapping[str, Mapping[str, float]]
+    captions: Mapping[str, str]
+    references_per_clip: tuple[int, int]
+    references_sha256: str
+    scored: int
+    expected: int
+    missing_policy: str
+    missing: tuple[str, ...]
+    altered_candidates: int
+    altered_references: int
+    tokeniser: str
+    metric_versions: Mapping[str, str]
+    java: str
+    versions: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        unexplained = [name for name, score in self.scores.items() if (score is None) != (name in self.reasons)]
+        if unexplained:
+            raise ValueError(f"reasons: expected one for each score that is None, and no other; got {unexplained}")
+        if self.per_clip.keys() != self.captions.keys() or len(self.captions) != self.scored:
+            raise ValueError(
+                f"per_clip and captions: expected the {self.scored} scored clips, "
+                f"got {len(self.per_clip)} and {len(self.captions)}"
+            )
+
+    @property
+    def complete(self) -> bool:
+        """Every score asked for could be computed."""
+        return not self.reasons
+
+    @property
+    def protocol(self) -> str:
+        """How all scores were made: their signatures, without what tells one metric from another."""
+        fewest, most = self.references_per_clip
+        parts = [
+            f"n:{self.scored}/{self.expected}",
+            f"refs:{fewest}" if fewest == most else f"refs:{fewest}-{most}",
+            f"split:{self.split}@{self.references_sha256[:8]}",
+            f"tok:{self.tokeniser}",
+            f"missing:{self.missing_policy}",
+            f"java:{self.java.removeprefix('1.').partition('.')[0] or 'none'}",
+            *(f"{package}:{version}" for package, version in self.versions.items()),
+        ]
+        return "|".join(parts)
+
+    def signature(self, name: str) -> str:
+        """One line that tells how a score was made: two scores may be compared if their lines agree.
+
+        Example:
+            ``CIDEr|n:240/240|refs:5|split:test@3f2a01bc|tok:ptb3.4.1|idf:refs|missing:error|java:17|...``
+        """
+        before, missing, after = self.protocol.partition("|missing:")
+        own = f"|{self.metric_versions[name]}" if self.metric_versions[name] else ""
+        return f"{name}|{before}{own}{missing}{after}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the per-clip table, as JSON-ready values."""
+        return {
+            "split": self.split,
+            "scores": dict(self.scores),
+            "reasons": dict(self.reasons),
+            "signatures": {name: self.signature(name) for name in self.scores},
+            "scored": self.scored,
+            "expected": self.expected,
+            "missing_policy": self.missing_policy,
+            "missing": list(self.missing),
+            "references_per_clip": list(self.references_per_clip),
+            "references_sha256": self.references_sha256,
+            "altered_candidates": self.altered_candidates,
+            "altered_references": self.altered_references,
+            "tokeniser": self.tokeniser,
+            "java": self.java,
+            "versions": dict(self.versions),
+            "notes": list(self.notes),
+        }
+
+    def write(self, folder: Path, stem: str = "") -> tuple[Path, Path]:
+        """Write ``<stem>.json`` and, one row a clip, ``<stem>.csv``.
+
+        Args:
+            folder: made if need be; a run's ``scores/``.
+            stem: the split's name where not given.
+
+        Returns:
+            Both paths.
+        """
+        stem = stem or self.split or "scores"
+        summary, table = folder / f"{stem}.json", folder / f"{stem}.csv"
+        write_whole(table, self._csv())
+        write_whole(summary, json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        return summary, table
+
+    def _csv(self) -> str:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["clip_id", *self.scores, "caption"])
+        for clip_id, scores in self.per_clip.items():
+            writer.writerow([clip_id, *(scores.get(name, "") for name in self.scores), self.captions[clip_id]])
+        return text.getvalue()
+
+
+def table(report: ScoreReport, *, percent: bool = False) -> Table:
+    """The scores as a table for the terminal; :func:`footnotes` belong below it.
+
+    Args:
+        report: what to show.
+        percent: times 100, as papers print.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table()
+    grid.add_column("metric")
+    grid.add_column("x 100" if percent else "score", justify="right")
+    for name, score in report.scores.items():
+        if score is None:
+            grid.add_row(Text(name), Text("none", style="bold red"))
+        else:
+            grid.add_row(Text(name), Text(f"{100 * score:.2f}" if percent else f"{score:.4f}"))
+    return grid
+
+
+def footnotes(report: ScoreReport) -> list[str]:
+    """Lines to print below the table: the protocol, why a score is missing, and what else a reader should know."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in report.reasons.items():
+        reasons.setdefault(reason, []).append(name)
+    return [
+        report.protocol,
+        *(f"no {', '.join(names)}: {reason}" for reason, names in reasons.items()),
+        *report.notes,
+    ]

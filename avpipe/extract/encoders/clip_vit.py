@@ -1,0 +1,186 @@
+"""Image towers of CLIP, SigLIP, EVA and their kin, through open_clip.
+
+Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (ICML 2021), and whatever else
+open_clip holds. Preprocessing is the model's own (resize, crop, mean, std), equal bit for bit to what
+``open_clip.create_model_and_transforms`` returns for validation.
+
+Two traps that this module takes care of. open_clip only warns where weights were trained with QuickGELU (OpenAI's own,
+MetaCLIP, DFN) and the model is built without it; here the activation that a tag was trained with is always taken. And
+only the image tower is built: text towers from the Hub would want the network.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from avpipe.extract import images, sampling, weights
+from avpipe.extract.encoder import Prepared
+from avpipe.extract.media import AudioRequest, Media
+from avpipe.pipeline import config as base
+from avpipe.pipeline.errors import CheckpointError, SkipClip, UnknownNameError, UsageError
+from avpipe.pipeline.features import Features, FeatureSpec
+
+if TYPE_CHECKING:
+    import torch
+
+DEFAULT_MODEL = "ViT-B-16"
+HUB_PREFIX = "hf-hub:"
+FRAMES_AT_ONCE = 256
+"""In one forward pass, whatever the batch: bounds memory on the device."""
+
+WEIGHT_NAMES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+)
+CONFIG_NAME = "open_clip_config.json"
+
+
+class Config(base.Config):
+    """Configuration of an image tower."""
+
+    model: str | None = None
+    """An open_clip model name. None: what the Hub repository or the folder says of itself; ViT-B-16 for other weights."""
+
+    weights: str = "openai"
+    """A pretrained tag of open_clip (``openai``), ``hf-hub:org/name`` or ``hf-hub:org/name@revision``, a local file, a
+    local folder with open_clip_config.json, or ``random`` (``random:<seed>``) for tests and benchmarks."""
+
+    frames: int = Field(default=8, ge=1)
+    """Frames a clip."""
+
+    sampling: Literal["uniform"] = "uniform"
+    """How frames are chosen."""
+
+    tokens: str = Field(default="all", pattern=r"^(all|mean|cls|embedding|grid:[1-9]\d*)$")
+    """Rows of each frame. ``all``: the tokens of the last layer after the final norm, CLS first where there is one, then
+    patches row by row; ``mean``: the mean patch; ``grid:k``: patches averaged to k x k; ``cls``: one pooled vector
+    before CLIP's projection; ``embedding``: the image embedding in the space shared with text (not normalised)."""
+
+    precision: Literal["bf16", "float32"] = "bf16"
+    """``bf16``: mixed precision on GPUs that have it; float32 everywhere else."""
+
+    batch_size: int = Field(default=8, ge=1)
+    """Clips at once. Changes no feature."""
+
+
+class Encoder:
+    """See the module's text. Rows are frame-major; every row of a frame has the frame's time."""
+
+    def __init__(self, config: Config, name: str) -> None:
+        self.tower = find_tower(config, name)
+        self.config = config.model_copy(update={"model": self.tower.model})
+        self.batch_size = config.batch_size
+        rows, dim = _probe(self.tower, config.tokens)
+        self.spec = FeatureSpec(
+            name=name,
+            encoder="clip_vit",
+            modality="video",
+            dim=dim,
+            config=self.config.model_dump(mode="json", exclude={"batch_size"}),
+            weights=self.tower.weights,
+            preprocessing={**self.tower.preprocessing.to_json(), "quick_gelu": self.tower.quick_gelu},
+            clock={
+                "rows": f"{rows} a frame, frame by frame",
+                "sampling": config.sampling,
+                "frames": config.frames,
+                "rows_per_frame": rows,
+            },
+        )
+        self._visual: torch.nn.Module | None = None
+        self._device = "cpu"
+
+    def sample(self, frame_pts_seconds: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        """Which frames of a clip it wants."""
+        return sampling.uniform(frame_pts_seconds, self.config.frames)
+
+    @property
+    def audio(self) -> AudioRequest | None:
+        """None: it looks, it does not listen."""
+        return None
+
+    def prepare(self, media: Media) -> Prepared:
+        """``pixels`` uint8 ``(num_frames, height, width, 3)``, resized and cropped, and ``pts_seconds``.
+
+        Raises:
+            SkipClip: the clip has no video.
+            ClipError: a frame is too narrow to be resized.
+        """
+        frames = media.frames.get(self.spec.name)
+        if frames is None or len(frames.data) == 0:
+            raise SkipClip("no_video", "the clip has no video")
+        how = self.tower.preprocessing
+        pixels = [
+            images.fit(
+                frame, how.size, mode=how.resize_mode, interpolation=how.interpolation, fill=how.fill_color
+            )
+            for frame in frames.data
+        ]
+        return {"pixels": np.stack(pixels), "pts_seconds": frames.pts_seconds}
+
+    def load(self, device: str) -> None:
+        """Build the tower and read its weights onto ``device``.
+
+        Raises:
+            CheckpointError: the file does not fit the model.
+        """
+        self._device = device
+        self._visual = _load(self.tower, self.config.tokens).to(device)
+
+    def encode(self, batch: Sequence[Prepared]) -> list[Features]:
+        """Tokens of each clip, float32 ``(num_frames * rows_per_frame, dim)``."""
+        import torch
+
+        counts = [len(clip["pixels"]) for clip in batch]
+        pixels = torch.from_numpy(np.concatenate([clip["pixels"] for clip in batch]))
+        with torch.inference_mode():
+            rows = torch.cat([self._forward(part) for part in pixels.split(FRAMES_AT_ONCE)])  # (frames, rows, dim)
+        features = []
+        for clip, tokens in zip(batch, rows.split(counts), strict=True):
+            pts = np.repeat(clip["pts_seconds"].astype(np.float64), tokens.shape[1])
+            features.append(Features(data=tokens.flatten(0, 1).numpy(), pts_seconds=pts))
+        return features
+
+    def _forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 ``(F, H, W, 3)`` -> float32 ``(F, rows, dim)`` on the CPU."""
+        import torch
+
+        if self._visual is None:
+            raise RuntimeError("encode: called before load")
+        how = self.tower.preprocessing
+        normalised = normalise(pixels.to(self._device), how.mean, how.std)
+        device = torch.device(self._device)
+        bf16 = (
+            self.config.precision == "bf16"
+            and device.type == "cuda"
+            and torch.cuda.get_device_capability(device) >= (8, 0)  # below, bf16 is emulated
+        )
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            tokens = _tokens(self._visual, normalised, self.config.tokens)
+        return tokens.float().cpu()
+
+
+def normalise(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """uint8 ``(F, H, W, 3)`` -> float32 ``(F, 3, H, W)``: the operations of torchvision's ``ToTensor`` and
+    ``Normalize``, in their order, so that they round alike.
+    """
+    import torch
+
+    scaled = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div(255)
+    middle = torch.tensor(mean, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
+    spread = torch.tensor(std, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
+    return scaled.sub_(middle).div_(spread)
+
+

@@ -1,0 +1,110 @@
+"""Which encoders to run, and how: a recipe file, ``--encoders``, and dotted overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from avpipe.extract.encoder import Encoder
+from avpipe.extract.encoders import REGISTRY
+from avpipe.pipeline.config import override, parse_component, read_yaml
+from avpipe.pipeline.errors import ConfigError, UnknownNameError
+from avpipe.pipeline.features import FeatureSpec
+
+DEFAULT = "default"
+
+
+def names() -> list[str]:
+    """The recipes that come with avpipe."""
+    folder = resources.files("avpipe.extract") / "recipes"
+    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def read(recipe: str) -> dict[str, Any]:
+    """The ``encoders`` of a recipe, by feature-set name.
+
+    Args:
+        recipe: the name of a recipe that comes with avpipe, or a path to a YAML file.
+
+    Raises:
+        UnknownNameError: neither.
+        ConfigError: the file is not ``encoders: {name: {...}}``.
+    """
+    if recipe in names():
+        path = Path(str(resources.files("avpipe.extract") / "recipes" / f"{recipe}.yaml"))
+    elif recipe.endswith((".yaml", ".yml")):
+        path = Path(recipe)
+    else:
+        raise UnknownNameError("extraction recipe", recipe, names(), "A path to a YAML file will do, too.")
+    values = read_yaml(path)
+    encoders = values.get("encoders")
+    if set(values) != {"encoders"} or not isinstance(encoders, Mapping) or not encoders:
+        raise ConfigError(str(path), [f"expected one key 'encoders' with a mapping below it, got {sorted(values)}"])
+    return dict(encoders)
+
+
+def choose(recipe: str, chosen: Sequence[str] = (), overrides: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """The encoders to run: those of the recipe, or those chosen, with overrides laid over them.
+
+    Args:
+        recipe: see :func:`read`.
+        chosen: feature-set names. One that the recipe has keeps the recipe's settings; any other must be an encoder's
+            name and runs with its defaults.
+        overrides: ``clip_vit.frames=8``.
+
+    Returns:
+        For each feature set, its settings; the key ``encoder`` names the module where it is not the set's own name.
+
+    Raises:
+        UnknownNameError: a chosen name is neither in the recipe nor an encoder.
+        ConfigError: an override reaches a feature set that is not chosen.
+    """
+    known = read(recipe)
+    if chosen:
+        unknown = [name for name in chosen if name not in known and name not in REGISTRY.names()]
+        if unknown:
+            raise UnknownNameError("encoder", unknown[0], [*REGISTRY.names(), *known])
+        known = {name: known.get(name) or {} for name in chosen}
+    strays = sorted({text.split(".")[0].split("=")[0] for text in overrides} - set(known))
+    if strays:
+        allowed = ", ".join(known)
+        raise ConfigError("overrides", [f"{name}: no feature set of this run; known: {allowed}" for name in strays])
+    return override({name: dict(settings or {}) for name, settings in known.items()}, overrides)
+
+
+def build(chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, Encoder]:
+    """The encoders, by feature-set name. No weights are read into memory yet.
+
+    Raises:
+        UnknownNameError, ConfigError: a name or a setting is wrong.
+        MissingWeightsError: weights are neither here nor to be had.
+    """
+    encoders = {}
+    for name, settings in chosen.items():
+        values = {**settings, "name": settings.get("encoder", name)}
+        values.pop("encoder", None)
+        module, config = parse_component(REGISTRY, values, f"feature set {name!r}")
+        encoders[name] = REGISTRY.load(module).Encoder(config, name)
+    return encoders
+
+
+def rebuild(specs: Mapping[str, FeatureSpec]) -> dict[str, Encoder]:
+    """The encoders that once made features of these specs: how a checkpoint captions a new file.
+
+    Raises:
+        FingerprintError: the encoder of today would give other features than those specs promise.
+    """
+    from avpipe.pipeline.errors import FingerprintError
+
+    encoders = build({name: {**spec.config, "encoder": spec.encoder} for name, spec in specs.items()})
+    for name, encoder in encoders.items():
+        if encoder.spec.fingerprint != specs[name].fingerprint:
+            lines = "\n".join(f"  - {line}" for line in specs[name].differences(encoder.spec))
+            raise FingerprintError(
+                f"the encoder of feature set {name!r} would give other features today than those that the checkpoint "
+                f"was trained on (then against now):\n{lines}\nInstall the versions of then, or train again on features "
+                "of today."
+            )
+    return encoders

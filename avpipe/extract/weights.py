@@ -1,0 +1,239 @@
+"""Model weights: found on this machine or fetched from the Hugging Face Hub, and known by their sha256.
+
+Nothing here ever makes weights up. Where an encoder may run with random ones (tests, benchmarks) the user writes
+``weights: random`` or ``weights: random:<seed>``, which :func:`random_seed` recognises and shouts about.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from avpipe.pipeline.errors import MissingWeightsError, UsageError
+
+log = logging.getLogger(__name__)
+
+HUB_TIMEOUT_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightFiles:
+    """Files that make up one set of weights.
+
+    Attributes:
+        id: what was asked for: a path, or ``org/name`` or ``org/name@revision`` on the Hub.
+        files: local path of each part ("weights", "config", ...).
+    """
+
+    id: str
+    files: Mapping[str, Path]
+
+    def to_spec(self) -> dict[str, Any]:
+        """What a feature spec says of weights: their id, and the sha256 of the part called ``"weights"``."""
+        return {"id": self.id, "sha256": sha256_of(self.files["weights"])}
+
+
+def random_seed(weights: str, encoder: str) -> int | None:
+    """The seed, if random weights are asked for (``"random"`` means seed 0), with a loud warning; else ``None``.
+
+    Args:
+        weights: as configured.
+        encoder: name for the warning.
+
+    Raises:
+        UsageError: ``"random:"`` is not followed by a whole number.
+    """
+    kind, _, seed_text = weights.partition(":")
+    if kind != "random":
+        return None
+    if seed_text and not seed_text.isdecimal():
+        raise UsageError(f"weights: expected random or random:<seed> with a whole number, got {weights!r}")
+    log.warning("%s: RANDOM WEIGHTS, as asked for (weights=%s). Good for tests and benchmarks only.", encoder, weights)
+    return int(seed_text or 0)
+
+
+def random_spec(seed: int) -> dict[str, Any]:
+    """What a feature spec says of random weights."""
+    return {"id": "random", "sha256": f"random:{seed}"}
+
+
+def resolve(weights: str, parts: Mapping[str, Sequence[str]], *, encoder: str) -> WeightFiles:
+    """The files of a local folder or of a repository on the Hub.
+
+    The Hub's local cache is asked first; the network only for what is not there, and only where it answers.
+
+    Args:
+        weights: an existing folder, or ``org/name`` or ``org/name@revision`` on the Hub.
+        parts: for each part, the file names that may hold it, best first.
+        encoder: name for messages.
+
+    Raises:
+        MissingWeightsError: a part is neither here nor to be had; the message says how to get it.
+    """
+    if looks_local(weights):
+        return _from_folder(weights, parts, encoder)
+    return _from_hub(weights, parts, encoder)
+
+
+def looks_local(weights: str) -> bool:
+    """Whether ``weights`` means a path: it exists, or is written like one (``/x``, ``./x``, ``~/x``)."""
+    return weights.startswith(("/", "./", "../", "~")) or Path(weights).exists()
+
+
+def local_file(weights: str, *, encoder: str) -> Path:
+    """An existing file, ``~`` expanded.
+
+    Raises:
+        MissingWeightsError: there is no such file.
+    """
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        raise MissingWeightsError(_missing(encoder, weights, f"there is no file {path}"))
+    return path
+
+
+def _from_folder(weights: str, parts: Mapping[str, Sequence[str]], encoder: str) -> WeightFiles:
+    folder = Path(weights).expanduser()
+    if not folder.is_dir():
+        raise MissingWeightsError(_missing(encoder, weights, f"there is no folder {folder}"))
+    files = {}
+    for part, names in parts.items():
+        found = [folder / name for name in names if (folder / name).is_file()]
+        if not found:
+            held = ", ".join(sorted(entry.name for entry in folder.iterdir())[:20]) or "nothing"
+            problem = f"the folder holds no {' or '.join(names)} ({part}); it holds {held}"
+            raise MissingWeightsError(_missing(encoder, weights, problem))
+        files[part] = found[0]
+    return WeightFiles(id=weights, files=files)
+
+
+def _from_hub(weights: str, parts: Mapping[str, Sequence[str]], encoder: str) -> WeightFiles:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    repository, _, revision = weights.partition("@")
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise UsageError(
+            f"{encoder}: weights: expected a path, org/name or org/name@revision on the Hub, got {weights!r} ({error})"
+        ) from None
+    files: dict[str, Path] = {}
+    for part, names in parts.items():
+        path = _cached(repository, names, revision or None) or _fetched(repository, names, revision or None, encoder)
+        files[part] = path
+        revision = path.parent.name  # the commit: all parts must come from one
+    return WeightFiles(id=weights, files=files)
+
+
+def _cached(repository: str, names: Sequence[str], revision: str | None) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in names:
+        found = try_to_load_from_cache(repository, name, revision=revision)
+        if isinstance(found, str):
+            return Path(found)
+    return None
+
+
+def _fetched(repository: str, names: Sequence[str], revision: str | None, encoder: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    wanted = f"{repository}@{revision}" if revision else repository
+    obstacle = _why_no_hub()
+    if obstacle:
+        problem = f"{' or '.join(names)} is not in the Hub's cache ({_cache_folder()}), and {obstacle}"
+        raise MissingWeightsError(_missing(encoder, wanted, problem, repository=repository))
+    for name in names:
+        try:
+            log.info("%s: fetching %s of %s from the Hub", encoder, name, wanted)
+            return Path(hf_hub_download(repository, name, revision=revision))
+        except LocalEntryNotFoundError as error:  # the network gave way
+            raise MissingWeightsError(_missing(encoder, wanted, str(error), repository=repository)) from None
+        except EntryNotFoundError:
+            continue  # the repository has no file of this name: try the next
+        except (HfHubHTTPError, OSError) as error:  # no such repository, no permission, disk full
+            problem = " ".join(str(error).split())
+            raise MissingWeightsError(_missing(encoder, wanted, problem, repository=repository)) from None
+    problem = f"the repository has no {' or '.join(names)}"
+    raise MissingWeightsError(_missing(encoder, wanted, problem, repository=repository))
+
+
+def _why_no_hub() -> str:
+    """Why the Hub cannot be asked; empty if it answers.
+
+    One short question without retries: ``hf_hub_download`` itself would try for half a minute where there is no
+    network.
+    """
+    import httpx2
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if constants.is_offline_mode():
+        return "HF_HUB_OFFLINE=1 forbids to ask the Hub"
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_SECONDS)
+    except httpx2.HTTPError as error:
+        return f"{constants.ENDPOINT} does not answer ({' '.join(str(error).split()) or type(error).__name__})"
+    return ""
+
+
+def _cache_folder() -> str:
+    from huggingface_hub import constants
+
+    return str(constants.HF_HUB_CACHE)
+
+
+def _missing(encoder: str, wanted: str, problem: str, *, repository: str = "org/name") -> str:
+    """The one message for weights that are not there."""
+    return (
+        f"{encoder}: no weights {wanted!r}: {problem}.\n"
+        f"  - On a machine with a network: hf download {repository} --local-dir weights/{repository.split('/')[-1]}\n"
+        f"    Copy that folder here and run with {encoder}.weights=/path/to/folder\n"
+        f"    (without --local-dir the files land in the Hub's cache, which HF_HOME places).\n"
+        f"  - {encoder}.weights=random gives random weights: for tests and benchmarks only."
+    )
+
+
+def cache_folder() -> Path:
+    """Where avpipe keeps what it can compute again: ``$AVPIPE_CACHE``, else ``~/.cache/avpipe``."""
+    chosen = os.environ.get("AVPIPE_CACHE")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "avpipe"
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file's bytes, in hexadecimal.
+
+    Kept in :func:`cache_folder` under the file's real path, size and time of change: a file of gigabytes is read once.
+    """
+    real = path.resolve()
+    status = real.stat()
+    key = hashlib.sha256(f"{real}\0{status.st_size}\0{status.st_mtime_ns}".encode()).hexdigest()
+    entry = cache_folder() / "sha256" / key
+    try:
+        return entry.read_text(encoding="ascii")
+    except OSError:
+        pass  # not computed yet
+    with real.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        _write_whole(entry, digest)
+    except OSError as error:  # a cache that cannot be written costs time, nothing else
+        log.info("sha256 of %s is not kept: %s", real, error)
+    return digest
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write aside and rename, so that a reader in another process sees all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, aside = tempfile.mkstemp(dir=path.parent)
+    with os.fdopen(handle, "w", encoding="ascii") as file:
+        file.write(text)
+    Path(aside).replace(path)

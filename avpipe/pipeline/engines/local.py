@@ -1,0 +1,214 @@
+"""Worker processes on this machine.
+
+Each is spawned, not forked: a forked process may not use CUDA, and inherits whatever its parent had open. Each has a
+pipe of its own: a shared queue stays locked for ever when a process is killed while it holds the lock.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from types import FrameType
+from typing import Any, Self
+
+from avpipe.pipeline.runner import Died, Done, Event, MakeWorker, Progress, Raised, Ready, Task
+
+_SPAWN = multiprocessing.get_context("spawn")
+_POLL_SECONDS = 1.0
+_GRACE_SECONDS = 10.0
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+class LocalPool:
+    """Worker processes of this machine; see :class:`avpipe.pipeline.runner.Pool`.
+
+    When the ``with`` block ends, the processes that still run get ``SIGTERM``, which their Python code sees as
+    ``SystemExit``, and after ten seconds, or on another Ctrl-C, ``SIGKILL``. Ctrl-C itself does not reach them: the
+    parent decides. They do not survive the parent (on Linux; elsewhere they end with the task at hand).
+
+    Args:
+        make_worker: what to do in each process.
+        processes: how many there may be; ranks are below it.
+    """
+
+    def __init__(self, make_worker: MakeWorker[Any], processes: int) -> None:
+        self._make_worker, self._processes = make_worker, processes
+        self._workers: dict[int, _Worker] = {}
+
+    def start(self, rank: int) -> None:
+        """Start a process."""
+        if not 0 <= rank < self._processes or rank in self._workers:
+            raise ValueError(f"rank: expected a free one below {self._processes}, got {rank}")
+        self._workers[rank] = _Worker(rank, self._make_worker)
+
+    def assign(self, rank: int, task: Task) -> None:
+        """Give a task to a process that is ready."""
+        self._workers[rank].send(task)
+
+    def dismiss(self, rank: int) -> None:
+        """Tell a process that is ready to clean up and end."""
+        self._workers[rank].send(None)
+        self._workers[rank].dismissed = True
+
+    def wait(self) -> list[Event]:
+        """Wait for the next events. Empty once no process is left."""
+        events: list[Event] = []
+        while self._workers and not events:
+            # A child of a worker may hold the pipe open when the worker is dead: look after them now and then.
+            wait([worker.pipe for worker in self._workers.values()], timeout=_POLL_SECONDS)
+            for rank, worker in list(self._workers.items()):
+                events += worker.receive()
+                if worker.is_gone():
+                    del self._workers[rank]
+                    events += worker.bury()
+        return events
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        workers = list(self._workers.values())
+        try:
+            for worker in workers:
+                worker.process.terminate()
+            deadline = time.monotonic() + _GRACE_SECONDS
+            for worker in workers:
+                worker.process.join(max(0.0, deadline - time.monotonic()))
+        finally:
+            for worker in workers:
+                worker.process.kill()
+                worker.process.join()
+                worker.pipe.close()
+            self._workers.clear()
+
+
+class _Worker:
+    """The parent's end of one process."""
+
+    def __init__(self, rank: int, make_worker: MakeWorker[Any]) -> None:
+        self.rank, self.dismissed = rank, False
+        self._raised = self._closed = False
+        self.pipe, child_pipe = _SPAWN.Pipe()
+        self.process: SpawnProcess = _SPAWN.Process(
+            target=_main, args=(rank, make_worker, child_pipe, os.getpid()), name=f"avpipe worker {rank}"
+        )
+        with _interrupts_blocked():
+            self.process.start()
+        child_pipe.close()  # so that the pipe ends when the process does
+
+    def send(self, task: Task | None) -> None:
+        try:
+            self.pipe.send(task)
+        except OSError:  # it has just died, which `receive` finds out
+            self._closed = True
+
+    def receive(self) -> list[Event]:
+        """What it said since; does not wait."""
+        events: list[Event] = []
+        try:
+            while self.pipe.poll():
+                event = self.pipe.recv()
+                self._raised |= isinstance(event, Raised)
+                events.append(event)
+        except (EOFError, OSError):
+            self._closed = True
+        return events
+
+    def is_gone(self) -> bool:
+        """Whether it ended and all that it said is known."""
+        if self._closed:
+            self.process.join(_GRACE_SECONDS)
+            if self.process.is_alive():  # it closed its end, but hangs in its last clean-up
+                self.process.kill()
+                self.process.join()
+            return True
+        return not self.process.is_alive() and not self.pipe.poll()
+
+    def bury(self) -> list[Event]:
+        """The event of its end, if nobody expected it."""
+        code = self.process.exitcode or 0
+        self.pipe.close()
+        expected = self._raised or (self.dismissed and code == 0)
+        return [] if expected else [Died(rank=self.rank, reason=_reason(code))]
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process when its parent dies, however that happens. Linux only; else does nothing.
+
+    To be called first in a child process.
+
+    Args:
+        parent_pid: of the parent, as the parent itself knows it: it may be dead already.
+    """
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _main(rank: int, make_worker: MakeWorker[Any], pipe: Connection[Any, Any], parent_pid: int) -> None:
+    """A worker process."""
+    die_with_parent(parent_pid)
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        with closing(make_worker(rank)) as work:
+            pipe.send(Ready(rank=rank))
+            while (task := pipe.recv()) is not None:
+                name = task.name
+
+                def report(data: Mapping[str, Any], name: str = name) -> None:
+                    pipe.send(Progress(rank=rank, task=name, data=data))
+
+                counts = work(task, report)
+                pipe.send(Done(rank=rank, task=name, counts=dict(counts)))
+                pipe.send(Ready(rank=rank))
+    except Exception as error:
+        if os.getppid() != parent_pid:  # nobody is left to tell
+            raise
+        pipe.send(Raised(rank=rank, error=_portable(error), traceback=traceback.format_exc()))
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """SIGTERM: leave through every ``with`` and ``finally``."""
+    raise SystemExit(128 + number)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error itself if it can cross a process border, else one that says the same."""
+    try:
+        same = type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:  # noqa: BLE001  a class may refuse in any way
+        same = False
+    return error if same else RuntimeError(f"{type(error).__qualname__}: {error}")
+
+
+def _reason(code: int) -> str:
+    """What an exit code means, as the end of a sentence about a process."""
+    if code >= 0:
+        return f"ended with exit status {code}"
+    name = signal.Signals(-code).name
+    if name == "SIGKILL":
+        return "was killed (SIGKILL; often by the system, when memory is short)"
+    return f"crashed ({name})"
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Block Ctrl-C: a process started inside never sees it, and this one sees it afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

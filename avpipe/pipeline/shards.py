@@ -1,0 +1,379 @@
+"""How a manifest is cut into shards, and how one knows that a shard is whole.
+
+A feature set is a folder::
+
+    spec.json     what the features are: a FeatureSpec and its fingerprint
+    00000.h5      a shard: the features of some clips (or 00000.tar)
+    00000.json    its completion mark, written last: counts, size and sha256 of the shard, one outcome row a clip
+
+A shard counts only with its mark. Whatever else lies in the folder was left by a run that was killed, and is written
+again by the next. Every planned clip has a row in the mark; a shard whose clips all failed is an empty shard file
+with a mark like any other, so that readers, checks and streams need no exception.
+
+Two runs over the same clips write the same bytes, marks included, but for the ``seconds`` in the outcome rows (and the
+mark's checksum, which covers them).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from avpipe.pipeline.errors import CorruptShardError, DataError, FingerprintError, StoreError
+from avpipe.pipeline.features import STATUSES, FeatureSpec, Outcome
+from avpipe.pipeline.files import bytes_text, leftovers, sha256, storage_errors, write_json
+
+SPEC_FILE = "spec.json"
+_MARK_NAME = re.compile(r"\d{5,}\.json")
+_SHARD_NAME = re.compile(r"\d{5,}\.(h5|tar)")
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """Which clips one shard holds, in order. The same for every feature set of a dataset.
+
+    Attributes:
+        index: of the shard, from 0.
+        clip_ids: in manifest order.
+    """
+
+    index: int
+    clip_ids: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The shard's name without suffix: ``"00000"``."""
+        return f"{self.index:05d}"
+
+    @property
+    def clip_ids_sha256(self) -> str:
+        """Tells this plan from one made of another manifest."""
+        return _ids_sha256(self.clip_ids)
+
+
+def plan(clip_ids: Sequence[str], clips_per_shard: int) -> list[ShardPlan]:
+    """Cut a manifest into shards of ``clips_per_shard`` clips each, the last one shorter.
+
+    Raises:
+        ValueError: ``clips_per_shard`` is below 1.
+        DataError: a clip id occurs twice.
+    """
+    if clips_per_shard < 1:
+        raise ValueError(f"clips_per_shard: expected at least 1, got {clips_per_shard}")
+    doubles = [clip_id for clip_id, count in Counter(clip_ids).items() if count > 1]
+    if doubles:
+        raise DataError(f"clip ids must be unique, got {doubles[0]!r} more than once ({len(doubles)} such ids)")
+    starts = range(0, len(clip_ids), clips_per_shard)
+    return [ShardPlan(i, tuple(clip_ids[start : start + clips_per_shard])) for i, start in enumerate(starts)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """The completion mark of a shard.
+
+    Attributes:
+        file: name of the shard file beside the mark.
+        bytes: its size.
+        sha256: of its bytes, in hex.
+        fingerprint: of the features in it.
+        outcomes: one row for every planned clip, in planned order.
+
+    Raises:
+        ValueError: a field is not as described.
+    """
+
+    file: str
+    bytes: int
+    sha256: str
+    fingerprint: str
+    outcomes: tuple[Outcome, ...]
+
+    def __post_init__(self) -> None:
+        if not _SHARD_NAME.fullmatch(self.file):
+            raise ValueError(f"file: expected the name of a shard, for example '00000.h5', got {self.file!r}")
+        if self.bytes < 0:
+            raise ValueError(f"bytes of {self.file}: expected a size, got {self.bytes}")
+        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+            raise ValueError(f"sha256 of {self.file}: expected 64 hex digits, got {self.sha256!r}")
+
+    @property
+    def path_name(self) -> str:
+        """Name of the mark's own file."""
+        return f"{Path(self.file).stem}.json"
+
+    @property
+    def clip_ids_sha256(self) -> str:
+        """Tells which plan this shard was made for."""
+        return _ids_sha256(outcome.clip_id for outcome in self.outcomes)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of clips by status: ``{"ok": 250, "failed": 4, "skipped": 2}``."""
+        found = Counter(outcome.status for outcome in self.outcomes)
+        return {status: found[status] for status in STATUSES}
+
+    def write(self, folder: Path) -> None:
+        """Write the mark. The shard file must be in place.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        values: dict[str, Any] = {
+            "file": self.file,
+            "bytes": self.bytes,
+            "sha256": self.sha256,
+            "fingerprint": self.fingerprint,
+            "clip_ids_sha256": self.clip_ids_sha256,
+            "counts": self.counts,
+            "outcomes": [outcome.to_json() for outcome in self.outcomes],
+        }
+        write_json(folder / self.path_name, {**values, "checksum": _checksum(values)})
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a mark and check that it is what was written.
+
+        Raises:
+            CorruptShardError: it is no mark, or was damaged.
+            StoreError: it cannot be read.
+        """
+        with storage_errors(path, "read"):
+            content = path.read_bytes()
+        try:
+            values = json.loads(content)
+            checksum = values.pop("checksum")
+            mark = cls(
+                **{key: values[key] for key in ("file", "bytes", "sha256", "fingerprint")},
+                outcomes=tuple(Outcome.from_json(row) for row in values["outcomes"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CorruptShardError(f"{path}: not a completion mark ({error}). {_REDO}") from None
+        if checksum != _checksum(values) or mark.path_name != path.name:
+            raise CorruptShardError(f"{path}: the completion mark was damaged or renamed. {_REDO}")
+        return mark
+
+
+def marks(folder: Path) -> list[Mark]:
+    """The marks of all finished shards, in order.
+
+    Raises:
+        CorruptShardError: a mark is damaged.
+        StoreError: a mark cannot be read.
+    """
+    return [Mark.read(path) for path in _numbered(folder, _MARK_NAME)]
+
+
+def is_done(folder: Path, plan: ShardPlan, fingerprint: str) -> bool:
+    """Whether a shard needs no more work: its mark is whole, made for this plan and fingerprint, and fits its file.
+
+    Cheap: looks at the size of the shard file, and reads its bytes only if the file changed after its mark was
+    written, as ``make`` would. So a shard that somebody cut or edited is found without reading the others;
+    :func:`verify` finds what a failing disk did.
+
+    Raises:
+        StoreError: the mark or the shard cannot be read for another reason than not being there.
+    """
+    path = folder / f"{plan.name}.json"
+    try:
+        if not path.exists():
+            return False
+        mark = Mark.read(path)
+    except CorruptShardError:
+        return False
+    if (mark.fingerprint, mark.clip_ids_sha256) != (fingerprint, plan.clip_ids_sha256):
+        return False
+    shard = folder / mark.file
+    with storage_errors(shard, "read"):
+        if not shard.exists() or shard.stat().st_size != mark.bytes:
+            return False
+        unchanged = shard.stat().st_mtime_ns < path.stat().st_mtime_ns
+    return unchanged or sha256(shard) == mark.sha256
+
+
+def pending(folder: Path, plans: Sequence[ShardPlan], fingerprint: str) -> list[ShardPlan]:
+    """The shards that remain to be written.
+
+    Raises:
+        StoreError: the folder holds shards of another manifest, or of the same one cut differently.
+    """
+    by_name = {plan.name: plan for plan in plans}
+    for path in _numbered(folder, _MARK_NAME):
+        try:
+            mark = Mark.read(path)
+        except CorruptShardError:
+            continue  # will be written again
+        planned = by_name.get(path.stem)
+        if planned is None or planned.clip_ids_sha256 != mark.clip_ids_sha256:
+            expected = f"{len(planned.clip_ids)} clips" if planned else "no such shard"
+            raise StoreError(
+                f"{folder / mark.file} was made for other clips ({len(mark.outcomes)}; the manifest now has {expected} "
+                f"there): the manifest changed. Write the features under another name (--name), or delete {folder}"
+            )
+    return [plan for plan in plans if not is_done(folder, plan, fingerprint)]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong in a feature set.
+
+    Attributes:
+        file: its name in the folder.
+        reason: what is wrong, for a person.
+    """
+
+    file: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.reason}"
+
+
+def verify(folder: Path, *, deep: bool = True) -> list[Problem]:
+    """Everything wrong in a feature set, file by file; empty if all is well. Changes nothing.
+
+    Args:
+        folder: of the feature set.
+        deep: read every shard and compare its sha256; else compare sizes only.
+
+    Raises:
+        StoreError: a file cannot be read.
+    """
+    problems = [Problem(path.name, "left by a run that was killed") for path in leftovers(folder)]
+    fingerprint = None
+    try:
+        fingerprint = read_spec(folder).fingerprint
+    except CorruptShardError as error:
+        problems.append(Problem(SPEC_FILE, str(error)))
+    marked: set[str] = set()
+    for path in _numbered(folder, _MARK_NAME):
+        try:
+            mark = Mark.read(path)
+        except CorruptShardError as error:
+            problems.append(Problem(path.name, str(error)))
+            continue
+        marked.add(mark.file)
+        fault = _fault(folder / mark.file, mark, fingerprint, deep=deep)
+        if fault:
+            problems.append(Problem(mark.file, fault))
+    no_mark = "has no completion mark: its run was killed, or the mark is damaged"
+    shards = _numbered(folder, _SHARD_NAME)
+    problems += [Problem(path.name, no_mark) for path in shards if path.name not in marked]
+    return sorted(problems, key=lambda problem: problem.file)
+
+
+def unmark(folder: Path, file: str) -> None:
+    """Take a shard's mark away, so that the next extraction writes the shard again.
+
+    Args:
+        folder: of the feature set.
+        file: name of the shard or of its mark, as in :attr:`Problem.file`.
+
+    Raises:
+        StoreError: the mark cannot be removed.
+    """
+    path = folder / f"{Path(file).stem}.json"
+    with storage_errors(path, "remove"):
+        path.unlink(missing_ok=True)
+
+
+def size_fault(folder: Path, mark: Mark) -> str:
+    """What is wrong with a shard at first sight: gone, or of another size than its mark says; "" if nothing.
+
+    Raises:
+        StoreError: the file cannot be looked at.
+    """
+    path = folder / mark.file
+    with storage_errors(path, "read"):
+        if not path.exists():
+            return "is gone, but its completion mark is there"
+        size = path.stat().st_size
+    if size == mark.bytes:
+        return ""
+    change = "cut short" if size < mark.bytes else "grown"
+    return f"is {change}: {bytes_text(size)} ({size} bytes), its completion mark says {mark.bytes} bytes"
+
+
+def write_spec(folder: Path, spec: FeatureSpec) -> None:
+    """Say what a feature set holds, before its first shard is written. A spec that is there already must agree.
+
+    Raises:
+        FingerprintError: the folder holds other features; the message names the fields that differ.
+        StoreError: the file cannot be written.
+    """
+    if (folder / SPEC_FILE).exists():
+        there = read_spec(folder)
+        if there.fingerprint != spec.fingerprint:
+            raise FingerprintError(
+                f"{folder} holds other features ({there.fingerprint}) than those asked for ({spec.fingerprint}); "
+                f"there against asked for:\n{_list(there.differences(spec))}\n"
+                f"Write them under another name (--name), or delete {folder}"
+            )
+        return
+    write_json(folder / SPEC_FILE, {**spec.to_json(), "fingerprint": spec.fingerprint})
+
+
+def read_spec(folder: Path) -> FeatureSpec:
+    """What a feature set holds.
+
+    Raises:
+        CorruptShardError: ``spec.json`` is damaged.
+        StoreError: there is none, or it cannot be read.
+    """
+    path = folder / SPEC_FILE
+    with storage_errors(folder, "read"):
+        if not path.exists():
+            raise StoreError(f"no feature set at {folder}: it has no {SPEC_FILE}. `avpipe ls` lists the feature sets")
+        content = path.read_bytes()
+    try:
+        values: Mapping[str, Any] = json.loads(content)
+        spec = FeatureSpec.from_json(values)
+        promised = values.get("fingerprint")
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CorruptShardError(f"{path}: not a feature spec ({error}). Delete {folder} and extract again") from None
+    if promised != spec.fingerprint:
+        raise CorruptShardError(
+            f"{path}: says fingerprint {promised!r}, but its fields give {spec.fingerprint!r}: it was edited. "
+            f"Put it back, or delete {folder} and extract again"
+        )
+    return spec
+
+
+_REDO = "`avpipe extract` writes this shard again"
+
+
+def _fault(shard: Path, mark: Mark, fingerprint: str | None, *, deep: bool) -> str:
+    """What is wrong with one marked shard; "" if nothing."""
+    fault = size_fault(shard.parent, mark)
+    if fault:
+        return f"{fault}. {_REDO}"
+    if fingerprint is not None and mark.fingerprint != fingerprint:
+        return f"holds features {mark.fingerprint}, {SPEC_FILE} says {fingerprint}. {_REDO}"
+    if deep and sha256(shard) != mark.sha256:
+        return f"its bytes are not those that were written (sha256 differs). {_REDO}"
+    return ""
+
+
+def _numbered(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
+    """Files of a folder whose names match, in the order of their numbers."""
+    with storage_errors(folder, "read"):
+        found = [path for path in folder.iterdir() if pattern.fullmatch(path.name)] if folder.exists() else []
+    return sorted(found, key=lambda path: (int(path.stem), path.suffix))
+
+
+def _ids_sha256(clip_ids: Iterable[str]) -> str:
+    return hashlib.sha256(json.dumps(list(clip_ids)).encode("ascii")).hexdigest()
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    """Of a mark's own content: a flipped byte in a mark shall not pass for an outcome."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode("ascii")).hexdigest()
+
+
+def _list(lines: Sequence[str]) -> str:
+    return "\n".join(f"  - {line}" for line in lines)

@@ -1,0 +1,55 @@
+"""A captioner is a fusion and a decoder."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, Self
+
+from torch import Tensor, nn
+
+from avpipe.train.batch import Batch, Fused
+
+
+class State(Protocol):
+    """What a decoder remembers between two tokens."""
+
+    def reorder(self, rows: Tensor) -> Self:
+        """The state after a beam search kept ``rows``; see :class:`avpipe.train.decoders.transformer.State`."""
+
+
+class Decoder(Protocol):
+    """What a captioner and a beam search ask of a decoder. See :mod:`avpipe.train.decoders.transformer`."""
+
+    max_tokens: int
+
+    def __call__(self, fused: Fused, tokens: Tensor, token_mask: Tensor) -> Tensor:
+        """Teacher forcing: ``(N, L)`` tokens to ``(N, L, V)`` logits."""
+
+    def start(self, fused: Fused) -> Any:
+        """The state before the first token."""
+
+    def step(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """``(R,)`` last tokens to ``(R, V)`` logits and the new state."""
+
+
+class Captioner(nn.Module):
+    """A fusion and a decoder.
+
+    Args:
+        fusion: ``fusion(batch) -> Fused``.
+        decoder: ``decoder(fused, tokens, token_mask) -> logits``.
+    """
+
+    def __init__(self, fusion: nn.Module, decoder: nn.Module) -> None:
+        super().__init__()
+        self.fusion = fusion
+        self.decoder = decoder
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits of every caption's next tokens: ``(N, L - 1, V)`` for the targets ``batch.tokens[:, 1:]``."""
+        if batch.tokens is None or batch.token_mask is None or batch.caption_clip is None:
+            raise ValueError("batch: expected captions, got none; generation goes through generate.beam_search")
+        fused: Fused = self.fusion(batch)
+        logits: Tensor = self.decoder(
+            fused.take(batch.caption_clip), batch.tokens[:, :-1], batch.token_mask[:, :-1]
+        )
+        return logits
