@@ -1,18 +1,28 @@
-"""The command line. With ``demo.py``, the only place that knows every stage; imports stand inside the commands."""
+"""The command line: reads options, calls :mod:`avpipe.api`, prints. Imports stand inside the commands."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import click
 import typer
 
 from avpipe import __version__
-from avpipe.pipeline.errors import AvpipeError, DataError, UnknownNameError, UsageError
+from avpipe.pipeline.errors import AvpipeError, ClipError, UnknownNameError
 from avpipe.pipeline.workspace import Workspace
+
+if TYPE_CHECKING:
+    from avpipe.api import Extraction
+    from avpipe.extract.forecast import Forecast
+    from avpipe.extract.run import ExtractReport
+    from avpipe.pipeline.shards import Mark
+
+FAILED_CLIPS = 3
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="avpipe",
@@ -24,33 +34,421 @@ app = typer.Typer(
 )
 
 WorkspaceOption = Annotated[
-    Optional[Path],
-    typer.Option("--workspace", "-w", help="Where everything lies. [default: $AVPIPE_HOME or ./avpipe-data]"),
+    Path | None,
+    typer.Option("--workspace", "-w", help="Where everything lies. [default: $AVPIPE_HOME, or ./avpipe-data]"),
+]
+DatasetOption = Annotated[
+    str | None, typer.Option("--dataset", "-d", help="Which dataset. [default: the only one there is]")
+]
+EncodersOption = Annotated[
+    str | None, typer.Option("--encoders", "-e", help="Feature sets, by comma. [default: all of the recipe]")
+]
+ExtractRecipeOption = Annotated[
+    str, typer.Option("--recipe", "-r", help="Which encoders: a recipe's name, or a YAML file.")
+]
+MediaOption = Annotated[Path | None, typer.Option("--media", help="Folder of the media files.")]
+GpusOption = Annotated[
+    int | None, typer.Option("--gpus", min=0, help="GPUs to use; 0 = the CPU. [default: all there are, or the CPU]")
+]
+DecodersOption = Annotated[
+    int | None, typer.Option("--decoders", min=1, help="Decoding processes a GPU. [default: the cores, shared]")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 Overrides = Annotated[
-    Optional[list[str]],
-    typer.Argument(metavar="[KEY=VALUE]...", help="Dotted overrides of the recipe, e.g. train.lr=1e-4."),
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Dotted overrides, e.g. clip_vit.frames=8 or train.lr=1e-4."),
 ]
-DatasetOption = Annotated[
-    Optional[str], typer.Option("--dataset", "-d", help="Which dataset. [default: the only one there is]")
-]
-
-FAILED_CLIPS = 3
-INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command line; exit 0 all well, 1 an error, 2 wrong usage, 3 done with failed clips, 130 interrupted."""
+    """Run the command line. Exit status: 0 all well, 1 an error, 2 wrong usage, 3 done with failed clips, 130 broken
+    off and can go on.
+    """
     try:
         status = app(standalone_mode=False)
     except AvpipeError as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
+        _complain(f"error: {error}")
         status = error.exit_status
     except click.ClickException as error:
         error.show()
         status = error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        typer.secho("interrupted: run the same command again to go on", fg="yellow", err=True)
+        _complain("interrupted: the same command goes on from here")
         status = INTERRUPTED
     sys.exit(status or 0)
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Options of avpipe itself."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+# -- stage one ---------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def prepare(
+    dataset: Annotated[str, typer.Argument(help="Name of a dataset; `avpipe ls datasets` lists them.")],
+    overrides: Overrides = None,
+    media: MediaOption = None,
+    annotations: Annotated[Path | None, typer.Option("--annotations", help="Annotation file or folder.")] = None,
+    clips_per_shard: Annotated[int | None, typer.Option("--clips-per-shard", min=1, help="[default: 256]")] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Make the manifest of a dataset: which clips there are, and their captions."""
+    from avpipe import api
+    from avpipe.console import Meter, out
+
+    place = Workspace.find(workspace)
+    meter: Meter | None = None
+
+    def progress(done: int, total: int) -> None:
+        nonlocal meter
+        if meter is None:
+            meter = Meter(f"prepare {dataset}", total, "files").__enter__()
+        meter.advance_to(done)
+
+    try:
+        header = api.prepare(
+            place,
+            dataset,
+            media=media,
+            annotations=annotations,
+            overrides=overrides or [],
+            clips_per_shard=clips_per_shard,
+            progress=progress,
+        )
+    finally:
+        if meter:
+            meter.__exit__(None, None, None)
+    counts = ", ".join(
+        f"{count} {split} ({header.captions[split]} captions)" for split, count in header.clips.items() if count
+    )
+    out.print(f"[bold]{header.dataset}[/]: {counts}")
+    for note in header.notes:
+        out.print(f"  {note}", markup=False)
+    out.print(f"  -> {place.manifest(header.dataset)}", soft_wrap=True, markup=False)
+
+
+@app.command()
+def extract(
+    overrides: Overrides = None,
+    dataset: DatasetOption = None,
+    recipe: ExtractRecipeOption = "default",
+    encoders: EncodersOption = None,
+    gpus: GpusOption = None,
+    decoders: DecodersOption = None,
+    format: Annotated[str, typer.Option("--format", "-f", help="hdf5 or webdataset.")] = "hdf5",
+    media: MediaOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only forecast time and size.")] = False,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Run the frozen encoders over a dataset, once. Goes on where a former run was broken off."""
+    from avpipe import api
+
+    extraction = api.extraction(
+        Workspace.find(workspace),
+        dataset,
+        recipe=recipe,
+        encoders=_names(encoders),
+        overrides=overrides or [],
+        media=media,
+        format=format,
+        gpus=gpus,
+        decoders=decoders,
+    )
+    if dry_run:
+        _print_forecast(extraction.forecast(), as_json)
+        return
+    _run_extraction(extraction, as_json)
+
+
+@app.command()
+def retry(
+    only: Annotated[str | None, typer.Option("--only", help="One kind of failure. [default: all]")] = None,
+    dataset: DatasetOption = None,
+    encoders: EncodersOption = None,
+    gpus: GpusOption = None,
+    decoders: DecodersOption = None,
+    media: MediaOption = None,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Extract the shards with failed clips again, after their files were mended."""
+    from avpipe import api
+
+    extraction = api.extraction_again(
+        Workspace.find(workspace), dataset, encoders=_names(encoders), media=media, gpus=gpus, decoders=decoders
+    )
+    _run_extraction(extraction, as_json, redo=api.failed(extraction, only))
+
+
+@app.command()
+def verify(
+    dataset: DatasetOption = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Sizes and marks only; do not read every byte.")] = False,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Check every byte of the feature sets against their completion marks."""
+    from avpipe import api
+    from avpipe.console import out
+
+    place = Workspace.find(workspace)
+    dataset = api.choose_dataset(place, dataset, extracted=True)
+    problems = api.verify(place, dataset, deep=not quick)
+    if as_json:
+        typer.echo(json.dumps({name: [str(problem) for problem in found] for name, found in problems.items()}))
+    else:
+        for name, found in problems.items():
+            out.print(f"{name}: {'whole' if not found else f'{len(found)} problems'}")
+            for problem in found:
+                out.print(f"  {problem}", markup=False)
+    if any(problems.values()):
+        raise typer.Exit(1)
+
+
+# -- stage two ---------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def train(
+    overrides: Overrides = None,
+    fusion: Annotated[str | None, typer.Option("--fusion", "-f", help="Fusion of the recipe's place.")] = None,
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="A recipe's name, or a YAML file.")] = "default",
+    dataset: DatasetOption = None,
+    features: Annotated[
+        str | None, typer.Option("--features", help="Feature sets, by comma. [default: all there are]")
+    ] = None,
+    modalities: Annotated[
+        str | None, typer.Option("--modalities", "-m", help="video, audio, text, by comma. [default: all]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of weights, order and dropout.")] = None,
+    name: Annotated[str | None, typer.Option("--name", "-n", help="Of the run. [default: from the settings]")] = None,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Train a fusion and a decoder on extracted features. Goes on where a former run was broken off."""
+    from avpipe import api
+    from avpipe.console import out, show_training
+
+    with show_training() as on_event:
+        name, result = api.train(
+            Workspace.find(workspace),
+            recipe=recipe,
+            dataset=dataset,
+            fusion=fusion,
+            features=_names(features),
+            modalities=_names(modalities),
+            seed=seed,
+            name=name,
+            overrides=overrides or [],
+            on_event=on_event,
+        )
+    if as_json:
+        typer.echo(json.dumps({"run": name, "best_score": result.best_score, "best_step": result.best_step}))
+        return
+    out.print(f"[bold]{name}[/]: best CIDEr {result.best_score:.4f} on val at step {result.best_step}")
+
+
+# -- stage three -------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def score(
+    run: Annotated[str | None, typer.Option("--run", help="Which run. [default: the newest]")] = None,
+    split: Annotated[str, typer.Option("--split", "-s", help="val or test; each look at test is logged.")] = "test",
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", "-p", help="COCO results of any model, instead of a run.")
+    ] = None,
+    references: Annotated[
+        Path | None, typer.Option("--references", help="COCO captions or {id: [captions]}, with --predictions.")
+    ] = None,
+    metrics: Annotated[str | None, typer.Option("--metrics", help="By comma. [default: all]")] = None,
+    missing: Annotated[
+        str, typer.Option("--missing", help="A clip without caption: error, empty (scored as one), drop.")
+    ] = "error",
+    percent: Annotated[bool, typer.Option("--percent", help="Times 100, as papers print.")] = False,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Score captions: of a run (they are generated if need be), or of a file of predictions from any model."""
+    from avpipe import api
+    from avpipe.console import out
+    from avpipe.eval.scores import footnotes, table
+
+    if predictions is not None or references is not None:
+        report = api.score_files(predictions, references, metrics=_names(metrics), missing=missing)
+    else:
+        place = Workspace.find(workspace)
+        run = api.choose_run(place, run)
+        report = api.score_run(place, run, split, metrics=_names(metrics), missing=missing)
+    if as_json:
+        typer.echo(json.dumps(report.to_json()))
+    else:
+        out.print(f"[bold]{run or predictions}[/]")
+        out.print(table(report, percent=percent))
+        for line in footnotes(report):
+            out.print(line, markup=False, soft_wrap=True)
+    if not report.complete:
+        raise typer.Exit(1)
+
+
+@app.command()
+def caption(
+    file: Annotated[Path, typer.Argument(help="A video or sound file.")],
+    run: Annotated[str | None, typer.Option("--run", help="Which run. [default: the newest]")] = None,
+    beams: Annotated[int | None, typer.Option("--beams", min=1, help="Print this many hypotheses.")] = None,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Caption one file; how to extract its features is read from the run's checkpoint."""
+    from avpipe import api
+
+    place = Workspace.find(workspace)
+    try:
+        found = api.caption(place, file, api.choose_run(place, run), beams=beams)
+    except ClipError as error:
+        _complain(f"error: {file}: {error.message} ({error.kind})")
+        raise typer.Exit(FAILED_CLIPS) from None
+    if as_json:
+        lines = [{"text": beam.text, "log_prob": beam.log_prob} for beam in found.beams]
+        typer.echo(json.dumps({"text": found.text, "log_prob": found.log_prob, "beams": lines}))
+        return
+    typer.echo(found.text)
+    for beam in found.beams if beams else ():
+        typer.echo(f"  {beam.log_prob:8.3f}  {beam.text}")
+
+
+# -- around them -------------------------------------------------------------------------------------------------------
+
+
+@app.command(name="ls")
+def list_parts(
+    what: Annotated[str | None, typer.Argument(help="One kind of part. [default: all]")] = None,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """List encoders, datasets, fusions, decoders, metrics, recipes, and what the workspace holds."""
+    from avpipe import api
+    from avpipe.console import out
+
+    listing = api.listing(Workspace.find(workspace))
+    if what is not None and what not in listing:
+        raise UnknownNameError("kind of part", what, listing)
+    shown = {what: listing[what]} if what else listing
+    if as_json:
+        typer.echo(json.dumps(shown))
+        return
+    for kind, parts in shown.items():
+        out.print(f"[bold]{kind}[/]{'' if parts else '  none'}")
+        width = max(map(len, parts), default=0)
+        for part, summary in parts.items():
+            out.print(f"  {part:{width}}  {summary}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def doctor(as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Look whether everything is here that the stages need."""
+    from dataclasses import asdict
+
+    from avpipe.console import out
+    from avpipe.doctor import examine
+
+    findings = list(examine(Workspace.find(workspace)))
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings]))
+    else:
+        colours = {"ok": "green", "note": "yellow", "fault": "red"}
+        for finding in findings:
+            colour = colours[finding.status]
+            out.print(f"[{colour}]{finding.status:5}[/] [bold]{finding.check}[/]  ", end="")
+            out.print(finding.detail, markup=False, soft_wrap=True)
+            if finding.advice:
+                out.print(f"      {finding.advice}", markup=False, soft_wrap=True)
+    if any(finding.status == "fault" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    seed: Annotated[int, typer.Option("--seed", help="Of the clips and of the training.")] = 0,
+    fusion: Annotated[str, typer.Option("--fusion", help="Which fusion to show.")] = "qformer",
+    workspace: WorkspaceOption = None,
+) -> None:
+    """The whole job on rendered clips: does hearing help, and does it take both to know?"""
+    from avpipe.demo import run
+
+    run(Workspace.find(workspace), seed=seed, fusion=fusion)
+
+
+# -- printing ----------------------------------------------------------------------------------------------------------
+
+
+def _names(text: str | None) -> list[str]:
+    """``"a, b"`` as a list; nothing as an empty one."""
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
+
+
+def _complain(message: str) -> None:
+    typer.secho(message, fg="red", err=True)
+
+
+def _run_extraction(extraction: Extraction, as_json: bool, redo: Callable[[Mark], bool] | None = None) -> None:
+    from avpipe.console import show_extraction
+
+    with show_extraction(extraction, redo) as on_event:
+        report = extraction.run(redo=redo, on_event=on_event)
+    if as_json:
+        from dataclasses import asdict
+
+        typer.echo(json.dumps(asdict(report)))
+    else:
+        _print_extraction(report)
+    if report.lost_shards:
+        raise typer.Exit(1)
+    if not report.is_complete:
+        raise typer.Exit(FAILED_CLIPS)
+
+
+def _print_extraction(report: ExtractReport) -> None:
+    from avpipe.console import out
+
+    for name, counts in report.counts.items():
+        total = sum(counts.values())
+        parts = [f"{counts[status]} {status}" for status in ("ok", "failed", "skipped")]
+        out.print(f"[bold]{name}[/]: {total} clips = {' + '.join(parts)}; {_size(report.bytes[name])}")
+        for kind, count in sorted(report.faults[name].items()):
+            out.print(f"  {count} {kind}", markup=False)
+    for shard, reason in report.lost_shards.items():
+        _complain(f"shard {shard} was given up: {reason}")
+
+
+def _print_forecast(forecast: Forecast, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from avpipe.console import out
+
+    if as_json:
+        typer.echo(json.dumps({**asdict(forecast), "clips_per_second": forecast.clips_per_second}))
+        return
+    out.print(
+        f"{forecast.clips} clips, measured on {forecast.sampled} of them ({forecast.failed} could not be decoded)\n"
+        f"  {forecast.hours:.2f} h at {forecast.clips_per_second:.1f} clips/s, bound by {forecast.bound_by}\n"
+        f"  decoding {1000 * forecast.decode_seconds:.0f} ms a clip and process"
+    )
+    for name, seconds in forecast.encode_seconds.items():
+        out.print(f"  {name}: {1000 * seconds:.1f} ms a clip, {_size(forecast.bytes[name])}", markup=False)
+    needed = sum(forecast.bytes.values())
+    enough = "enough" if needed < forecast.free_bytes else "[red]NOT enough[/]"
+    out.print(f"  disk: {_size(needed)} needed, {_size(forecast.free_bytes)} free: {enough}")
+
+
+def _size(count: float) -> str:
+    from avpipe.pipeline.files import bytes_text
+
+    return bytes_text(int(count))

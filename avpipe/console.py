@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from avpipe.api import Extraction
+    from avpipe.pipeline.shards import Mark
+
+OnEvent = Callable[[Any], None]
 
 SECONDS_BETWEEN_LINES = 60.0
 
@@ -75,6 +82,10 @@ class Meter:
         elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._print_line()
 
+    def advance_to(self, done: int) -> None:
+        """Say how many items are done by now."""
+        self.advance(done - self._done)
+
     @property
     def per_second(self) -> float:
         """Items a second since this run began."""
@@ -90,3 +101,30 @@ class Meter:
         left = (self._total - self._done) / self.per_second if self.per_second > 0 else float("inf")
         eta = f", {left / 60:.0f} min left" if self._done < self._total and left < float("inf") else ""
         err.print(f"{self._label}: {self._done}/{self._total} {self._unit}, {self._describe()}{eta}", soft_wrap=True)
+
+
+@contextmanager
+def show_extraction(extraction: Extraction, redo: Callable[[Mark], bool] | None = None) -> Iterator[OnEvent]:
+    """A meter for an extraction: clips done, clips a second, failures by kind, time left."""
+    from avpipe.extract.run import plan_tasks
+    from avpipe.pipeline.runner import Died, Event, Progress, Started
+
+    tasks = plan_tasks(extraction.manifest, extraction.setting, redo=redo)
+    clips = {task.name: len(task.clips) for task in tasks}
+    total = len(extraction.manifest.clips)
+    names = ", ".join(extraction.setting.encoders)
+    with Meter(f"extract {names}", total, "clips", done=total - sum(clips.values())) as meter:
+        under_way: Counter[str] = Counter()
+
+        def on_event(event: Event) -> None:
+            match event:
+                case Progress(task=task, data=data):
+                    under_way[task] += 1
+                    counts = {status: count for status, count in data["statuses"].items() if status != "ok"}
+                    meter.advance(1, counts)
+                case Started(task=task):
+                    meter.advance(-under_way.pop(task, 0))  # begun again after its worker died
+                case Died(reason=reason):
+                    err.print(f"a worker {reason}; its shard is done again", markup=False)
+
+        yield on_event

@@ -13,13 +13,13 @@ Ids are strings or integers in the file, and strings from here on.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from avpipe.pipeline.clip import Clip
 from avpipe.pipeline.errors import DataError
+from avpipe.pipeline.files import atomic_write
 
 _RESULTS_FORM = 'expected [{"image_id": ..., "caption": "..."}, ...] or {id: caption}'
 _REFERENCES_FORM = 'expected {"images": [...], "annotations": [...]} as COCO has it, or {id: [captions]}'
@@ -75,24 +75,14 @@ def references_of(clips: Iterable[Clip], split: str) -> dict[str, list[str]]:
 
 
 def write_results(path: Path, captions: Mapping[str, str] | Mapping[int, str]) -> None:
-    """Write COCO results, ids as they are. The file appears whole or not at all; its folder is made if need be."""
-    rows = [{"image_id": clip_id, "caption": text} for clip_id, text in captions.items()]
-    body = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    write_whole(path, f"[\n{body}\n]\n" if rows else "[]\n")
+    """Write COCO results, ids as they are. The file appears whole or not at all; its folder is made if need be.
 
-
-def write_whole(path: Path, text: str) -> None:
-    """Write aside, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with aside.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    Raises:
+        StoreError: the disk is full, the folder cannot be written, ...
+    """
+    rows = [json.dumps({"image_id": clip_id, "caption": text}) for clip_id, text in captions.items()]
+    with atomic_write(path) as aside:
+        aside.write_text("[\n" + ",\n".join(rows) + "\n]\n", encoding="ascii")
 
 
 def _coco_references(path: Path, values: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -145,7 +145,8 @@ class JavaChild:
 
     Locale and encoding are pinned, the heap is bounded, stderr goes to a file (an undrained pipe blocks the program),
     and everything written lies in a temp folder. Leaving the ``with`` block kills the whole group and removes the
-    folder. On Linux the program also dies with this process, even by ``kill -9``; elsewhere it sees its input end.
+    folder. On Linux the program also dies with this process, even by ``kill -9`` (to be exact, with the thread that
+    opened it); elsewhere it sees its input end.
 
     Every wait is bounded by ``patience_seconds`` without a sign of life (a byte taken or given).
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avpipe.eval.coco import write_whole
+from avpipe.pipeline.files import atomic_write, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -131,11 +130,15 @@ class ScoreReport:
 
         Returns:
             Both paths.
+
+        Raises:
+            StoreError: the disk is full, the folder cannot be written, ...
         """
         stem = stem or self.split or "scores"
         summary, table = folder / f"{stem}.json", folder / f"{stem}.csv"
-        write_whole(table, self._csv())
-        write_whole(summary, json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        with atomic_write(table) as aside:
+            aside.write_text(self._csv(), encoding="utf-8", errors="backslashreplace", newline="")
+        write_json(summary, self.to_json())
         return summary, table
 
     def _csv(self) -> str:

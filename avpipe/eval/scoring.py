@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import avpipe
+from avpipe import __version__
 from avpipe.eval import ptb
 from avpipe.eval.coverage import Covered, Missing, Predictions, References, ReferenceSet, cover
 from avpipe.eval.java import JavaError
@@ -72,7 +72,7 @@ def score(
         tokeniser=ptb.NAME,
         metric_versions={name: module.VERSION for module in wanted.values() for name in module.NAMES},
         java=ran.java,
-        versions={"pycocoevalcap": pycocoevalcap_version(), "avpipe": avpipe.__version__},
+        versions={"pycocoevalcap": pycocoevalcap_version(), "avpipe": __version__},
         notes=tuple(notes),
     )
 
@@ -150,7 +150,10 @@ def _run(wanted: Mapping[str, Metric], covered: Covered, tools: Tools) -> _Ran:
             results.append(module.compute(references, candidates, tools))
         except JavaError as error:
             reasons |= dict.fromkeys(module.NAMES, str(error))
-    notes = _wordless(candidates, covered.missing)
+    notes = [
+        *_wordless("captions", [key for key, words in candidates.items() if not words and key not in covered.missing]),
+        *_wordless("clips have a reference", [key for key, several in references.items() if not all(several)]),
+    ]
     notes += [note for result in results for note in result.notes]
     notes += [f"Java passed over: {reason}" for reason in tools.java.passed_over]
     return _Ran(results=results, reasons=reasons, java=tools.java.version, notes=notes)
@@ -171,10 +174,9 @@ def _notes(covered: Covered, references: ReferenceSet) -> list[str]:
     return notes
 
 
-def _wordless(tokens: Mapping[str, str], missing: Sequence[str]) -> list[str]:
-    """A caption of nothing but punctuation has no words left; it is scored, and mentioned."""
-    ids = [clip_id for clip_id, words in tokens.items() if not words and clip_id not in missing]
-    return [f"{len(ids)} captions hold no word: {', '.join(ids[:10])}"] if ids else []
+def _wordless(what: str, clip_ids: Sequence[str]) -> list[str]:
+    """Nothing but punctuation leaves no words; it is scored as it is, and mentioned."""
+    return [f"{len(clip_ids)} {what} without a word: {', '.join(clip_ids[:10])}"] if clip_ids else []
 
 
 def _complain(reasons: Mapping[str, str], *, strict: bool) -> None:

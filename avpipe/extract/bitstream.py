@@ -1,8 +1,9 @@
 """What a compressed picture says about itself in its first bytes, read without decoding it.
 
-Two facts make selective decoding exact: where decoding may start, and which pictures no other picture refers to. A
-container's key-frame flag is a promise that muxers break; the network abstraction layer (NAL) headers of H.264
-(ITU-T H.264, 7.3.1) and HEVC (ITU-T H.265, 7.3.1.2) are what the decoder itself goes by.
+Three facts make selective decoding exact: where decoding may start, which pictures no other picture refers to, and that
+a packet gives one picture. A container's key-frame flag is a promise that muxers break; the headers that are read here,
+of H.264 (ITU-T H.264, 7.3.1), HEVC (ITU-T H.265, 7.3.1.2) and VP9 (bitstream specification, 6.2 and annex B), are what
+the decoder itself goes by.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ ENTRY = 1
 """Decoding may start here: no later picture refers to one before it, leading pictures apart."""
 DROPPABLE = 2
 """No other picture of the same temporal layer refers to it, and it carries no parameter set."""
+ODD = 4
+"""It does not give exactly one picture."""
 LAYER_SHIFT = 4
 """Above the flags: the temporal layer."""
 
 Inspect = Callable[[bytes], int]
-"""``packet -> ENTRY | DROPPABLE | temporal layer << LAYER_SHIFT``; 0 where nothing is known."""
+"""``packet -> ENTRY | DROPPABLE | ODD | temporal layer << LAYER_SHIFT``; 0 where nothing of it is known."""
 
 _H264_IDR = 5
 _H264_HARMLESS = (6, 9, 12)  # supplemental information, access unit delimiter, filler
@@ -28,9 +31,11 @@ def inspector(codec: str, extradata: bytes) -> Inspect | None:
     """How to look into packets of this codec; ``None`` where the container's flags are all there is.
 
     Args:
-        codec: canonical name: ``"h264"``, ``"hevc"``.
+        codec: canonical name: ``"h264"``, ``"hevc"``, ``"vp9"``.
         extradata: the decoder configuration: avcC or hvcC (packets then hold length-prefixed units), or start codes.
     """
+    if codec == "vp9":
+        return _inspect_vp9
     has_lengths = extradata[:1] == b"\x01"
     if codec == "h264":
         length_size = (extradata[4] & 3) + 1 if has_lengths and len(extradata) > 4 else 0
@@ -83,3 +88,34 @@ def _inspect_hevc(packet: bytes, length_size: int) -> int:
             return layer | (DROPPABLE if kind < 16 and kind % 2 == 0 and harmless else 0)
         harmless = harmless and kind in _HEVC_HARMLESS
     return 0
+
+
+def _inspect_vp9(packet: bytes) -> int:
+    shown, result = 0, 0
+    for position, begin in enumerate(_vp9_frames(packet)):
+        header = packet[begin]
+        if header >> 4 & 3 == 3:  # profile 3 has one more bit
+            header <<= 1
+        if header & 8:  # shows a picture that is there already
+            shown += 1
+            continue
+        shown += header >> 1 & 1
+        if position == 0 and not header & 4:
+            result = ENTRY
+    return result if shown == 1 else result | ODD
+
+
+def _vp9_frames(packet: bytes) -> Iterator[int]:
+    """Where each frame of a VP9 packet begins: several where it ends in a superframe index."""
+    marker = packet[-1]
+    count, width = (marker & 7) + 1, (marker >> 3 & 3) + 1
+    index = len(packet) - (2 + width * count)
+    if marker & 0xE0 != 0xC0 or index < 0 or packet[index] != marker:
+        yield 0
+        return
+    begin = 0
+    for field in range(index + 1, len(packet) - 1, width):
+        size = int.from_bytes(packet[field : field + width], "little")
+        if size and begin < index:
+            yield begin
+        begin += size

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import cast
 
 import av
 from av.audio.stream import AudioStream
@@ -22,10 +23,11 @@ from avpipe.extract.media import Limits
 from avpipe.pipeline.errors import ClipError
 
 FORMATS = (
-    "3g2", "3gp", "aac", "ac3", "aiff", "amr", "amrnb", "amrwb", "ape", "asf", "au", "av1", "avi", "caf", "dts", "dtshd",
-    "dv", "eac3", "flac", "flv", "gif", "gxf", "h261", "h263", "h264", "hevc", "ivf", "m4a", "m4v", "matroska", "mj2",
-    "mjpeg", "mlp", "mov", "mp3", "mp4", "mpc", "mpc8", "mpeg", "mpegts", "mpegvideo", "mxf", "nut", "obu", "ogg", "rm",
-    "swf", "tak", "truehd", "tta", "vc1", "voc", "w64", "wav", "webm", "wtv", "wv", "yuv4mpegpipe",
+    "3g2", "3gp", "aac", "ac3", "aiff", "amr", "amrnb", "amrwb", "ape", "asf", "au", "av1", "avi", "caf", "dts",
+    "dtshd", "dv", "eac3", "flac", "flv", "gif", "gxf", "h261", "h263", "h264", "hevc", "ivf", "m4a", "m4v",
+    "matroska", "mj2", "mjpeg", "mlp", "mov", "mp3", "mp4", "mpc", "mpc8", "mpeg", "mpegts", "mpegvideo", "mxf",
+    "nut", "obu", "ogg", "rm", "swf", "tak", "truehd", "tta", "vc1", "voc", "w64", "wav", "webm", "wtv", "wv",
+    "yuv4mpegpipe",
 )  # fmt: skip
 """The demuxers that may read a clip: single local media files. Not among them: playlists and scripts that open other
 files (hls, dash, concat, sdp), devices, pictures and text."""
@@ -33,12 +35,15 @@ files (hls, dash, concat, sdp), devices, pictures and text."""
 SOUND_LEAD_SECONDS = 1.0
 """How long before a cut-out's start its sound is decoded: lossy codecs need what came before to settle."""
 
+Key = tuple[int | None, int | None, int]
+"""``(pts, dts, size)``: what tells a packet from the others of its stream."""
+
 _SEEK_BACK_SECONDS = (0.0, 4.0, 16.0, 64.0, 256.0)
 _READ_ON_SECONDS = 10.0
 _MOST_READ_ERRORS = 16
 
 
-def open_container(path: str | os.PathLike[str], limits: Limits) -> InputContainer:
+def open_container(path: str | os.PathLike[str]) -> InputContainer:
     """Open a media file. The one place where avpipe does so.
 
     Raises:
@@ -48,18 +53,79 @@ def open_container(path: str | os.PathLike[str], limits: Limits) -> InputContain
     if not path.is_file():
         what = "is no regular file" if path.exists() else "does not exist"
         raise ClipError("missing_file", f"{path.name} {what}")
-    options = {
-        "protocol_whitelist": "file",
-        "format_whitelist": ",".join(FORMATS),
-        "max_pixels": str(limits.max_pixels),
-    }
+    options = {"protocol_whitelist": "file", "format_whitelist": ",".join(FORMATS)}
     try:
         return av.open(f"file:{path}", options=options, metadata_errors="ignore")
     except av.FFmpegError as error:
-        size = path.stat().st_size
-        raise ClipError(
-            "open", f"{path.name} ({size} bytes) is no media file that can be read: {error.strerror}"
-        ) from None
+        why = "not of a format that avpipe reads" if isinstance(error, av.ArgumentError) else error.strerror
+        raise ClipError("open", f"{path.name} ({path.stat().st_size} bytes): {why}") from None
+
+
+@contextmanager
+def open_source(path: str | os.PathLike[str], limits: Limits) -> Iterator[Source]:
+    """Open a media file and choose its streams.
+
+    Raises:
+        ClipError: ``"missing_file"``, ``"open"``, ``"no_streams"``, ``"too_large"``.
+    """
+    with open_container(path) as container:
+        notes: list[str] = []
+        source = Source(container, _best_video(container, notes), _best_audio(container, notes), notes=notes)
+        if not source.streams:
+            kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
+            why = "".join(f"; {note}" for note in notes)
+            raise ClipError("no_streams", f"neither video nor audio that can be decoded; streams: {kinds}{why}")
+        for stream in container.streams:
+            if stream in source.streams:
+                stream.codec_context.thread_count = 1  # the clips are what runs in parallel
+            else:
+                stream.discard = Discard.all
+        starts = [source.seconds(stream.start_time, stream) for stream in source.streams]
+        source.zero_seconds = min((start for start in starts if start is not None), default=0.0)
+        if source.video:
+            context = source.video.codec_context
+            if context.width * context.height > limits.max_pixels:
+                size = f"{context.width}x{context.height}"
+                raise ClipError("too_large", f"a picture of {size} pixels; the limit is {limits.max_pixels} in all")
+            context.options = {"max_pixels": str(limits.max_pixels)}
+            source.inspect = bitstream.inspector(codec_name(source.video), context.extradata or b"")
+        yield source
+
+
+def codec_name(stream: Stream) -> str:
+    """Canonical name of a stream's codec, whichever decoder there is for it: ``"av1"``, not ``"libdav1d"``."""
+    return stream.codec_context.codec.canonical_name
+
+
+def frame_seconds(stream: VideoStream) -> float:
+    """How long a frame lasts, as far as the header says; 1/25 s where it does not."""
+    return float(1 / stream.guessed_rate) if stream.guessed_rate else 0.04
+
+
+def key(packet: Packet[Stream]) -> Key:
+    """What tells a packet from the others of its stream."""
+    return packet.pts, packet.dts, packet.size
+
+
+def _best_video(container: InputContainer, notes: list[str]) -> VideoStream | None:
+    pictures = Disposition.attached_pic | Disposition.timed_thumbnails
+    best = container.streams.best("video")
+    for stream in dict.fromkeys((best, *container.streams.video)):
+        if isinstance(stream, VideoStream) and not stream.disposition & pictures:
+            if stream.codec_context is not None:
+                return stream
+            notes.append(f"no decoder for video stream #{stream.index}")
+    return None
+
+
+def _best_audio(container: InputContainer, notes: list[str]) -> AudioStream | None:
+    best = container.streams.best("audio")
+    for stream in dict.fromkeys((best, *container.streams.audio)):
+        if isinstance(stream, AudioStream):
+            if stream.codec_context is not None:
+                return stream
+            notes.append(f"no decoder for audio stream #{stream.index}")
+    return None
 
 
 @dataclass(slots=True)
@@ -71,14 +137,20 @@ class Source:
         video: the best video stream by FFmpeg's rule; cover pictures are none. ``None``: there is none.
         audio: the best audio stream.
         zero_seconds: time stamp of the file's start: the earliest of the two streams, as FFmpeg's command line has it.
+        inspect: reads a video packet's own headers; ``None`` where only the container's flags are known.
         notes: what a user should know.
+        num_packets: how many :meth:`packets` gave so far.
+        end_seconds: where the latest of them ends, from the file's start.
     """
 
     container: InputContainer
     video: VideoStream | None
     audio: AudioStream | None
-    zero_seconds: float
+    zero_seconds: float = 0.0
+    inspect: bitstream.Inspect | None = None
     notes: list[str] = field(default_factory=list)
+    num_packets: int = 0
+    end_seconds: float = 0.0
 
     def packets(self, start_seconds: float = 0.0, stop_seconds: float | None = None) -> Iterator[Packet[Stream]]:
         """Packets of both streams in file order.
@@ -86,27 +158,130 @@ class Source:
         Begins where everything from ``start_seconds`` on can be decoded: at an entry point of the video, and well
         before in the sound. Ends when no later packet can hold anything before ``stop_seconds``.
         """
-        packets = self._seek(start_seconds) if start_seconds > 0 else self._read()
-        if stop_seconds is None:
-            yield from packets
-            return
-        running = {stream.index for stream in (self.video, self.audio) if stream}
+        packets = self._read_from(start_seconds) if start_seconds > 0 else self._read(self.streams)
+        running = {stream.index for stream in self.streams}
         for packet in packets:
-            seconds = self.seconds(packet.dts if packet.dts is not None else packet.pts, packet.stream)
-            # A time to decode is never after the time to show; without one, allow for reordering.
-            if seconds is not None and seconds >= stop_seconds + (0.0 if packet.dts is not None else 1.0):
-                running.discard(packet.stream_index)
-                if not running or seconds >= stop_seconds + _READ_ON_SECONDS:
-                    return
-                continue
+            self.num_packets += 1
+            self.end_seconds = max(self.end_seconds, self._end_of(packet))
+            if stop_seconds is not None:
+                # A time to decode is never after the time to show; without one, allow for reordering.
+                margin = 1.0 if packet.dts is None else 0.0
+                seconds = self.seconds(packet.pts if packet.dts is None else packet.dts, packet.stream)
+                if seconds is not None and seconds >= stop_seconds + margin:
+                    running.discard(packet.stream_index)
+                    if not running or seconds >= stop_seconds + _READ_ON_SECONDS:
+                        return
+                    continue
             yield packet
 
-    def again(self, first: Packet[Stream] | tuple[int | None, int | None]) -> Iterator[Packet[Stream]]:
-        """The video packets once more, from at or before the one with these ``(pts, dts)`` on."""
-        raise NotImplementedError
+    def video_again(self, first: Key) -> Iterator[Packet[Stream]]:
+        """The video packets once more, from the one with this key on; nothing if it is not found again."""
+        video = self._main
+        for rewind in (first[1] is None and first[0] is None, True):
+            if rewind:
+                self._rewind()
+            elif not self._seek(cast(int, first[0] if first[1] is None else first[1])):
+                continue
+            packets = self._read([video])
+            for packet in packets:
+                if key(packet) == first:
+                    yield packet
+                    yield from packets
+                    return
+
+    def is_entry(self, packet: Packet[Stream]) -> bool:
+        """Whether this is a packet of the video (of the sound, if there is no video) where decoding may start."""
+        if packet.stream is not self._main:
+            return False
+        if self.inspect is None:
+            return packet.is_keyframe
+        return bool(self.inspect(bytes(packet)) & bitstream.ENTRY)
 
     def seconds(self, ticks: int | None, stream: Stream) -> float | None:
         """A time stamp as seconds from the file's start."""
         if ticks is None or stream.time_base is None:
             return None
         return ticks * stream.time_base.numerator / stream.time_base.denominator - self.zero_seconds
+
+    def ends_early(self) -> str:
+        """A note where a file that was read to its end is much shorter than its header says; empty if it is not."""
+        duration = (self.container.duration or 0) / av.time_base
+        if self.end_seconds >= 0.9 * duration - 0.5:
+            return ""
+        return f"file cut short: it ends at {self.end_seconds:.1f} s of {duration:.1f} s"
+
+    def _end_of(self, packet: Packet[Stream]) -> float:
+        length = float((packet.duration or 0) * packet.time_base)
+        if not length and isinstance(packet.stream, VideoStream):
+            length = frame_seconds(packet.stream)
+        begin = self.seconds(packet.dts if packet.pts is None else packet.pts, packet.stream)
+        return length + (self.end_seconds if begin is None else begin)
+
+    @property
+    def streams(self) -> list[Stream]:
+        """The streams that count: one or two."""
+        return [stream for stream in (self.video, self.audio) if stream]
+
+    @property
+    def _main(self) -> Stream:
+        return self.streams[0]
+
+    def _read(self, streams: Sequence[Stream]) -> Iterator[Packet[Stream]]:
+        """Packets from the present position on. Reading goes on after an error, as long as there is something."""
+        errors = 0
+        while errors < _MOST_READ_ERRORS:
+            try:
+                for packet in self.container.demux(streams):
+                    if packet.size:  # the empty ones would flush a decoder
+                        errors = 0
+                        yield packet
+            except av.FFmpegError as error:
+                if not errors:
+                    self.notes.append(f"file damaged: {error.strerror}")
+                errors += 1
+            except IndexError:  # PyAV's, at the file's end, where streams came up that the header does not name
+                return
+            else:
+                return
+
+    def _read_from(self, start_seconds: float) -> Iterator[Packet[Stream]]:
+        """Packets from an entry point well before ``start_seconds`` on; from the file's start if there is none."""
+        latest = start_seconds - SOUND_LEAD_SECONDS
+        time_base = self._main.time_base
+        for back in _SEEK_BACK_SECONDS:
+            if latest - back <= 0 or not time_base:
+                break
+            if not self._seek(math.floor((latest - back + self.zero_seconds) / time_base)):
+                break
+            packets = self._read(self.streams)
+            head = list(_until(packets, self.is_entry))
+            seconds = self.seconds(head[-1].pts, self._main) if head else None
+            if head and self.is_entry(head[-1]) and seconds is not None and seconds <= latest:
+                # What comes before an entry point was cut off from what it refers to.
+                sound = (packet for packet in head[:-1] if packet.stream is self.audio)
+                return itertools.chain(sound, head[-1:], packets)
+        self._rewind()
+        return self._read(self.streams)
+
+    def _seek(self, ticks: int) -> bool:
+        try:
+            self.container.seek(ticks, stream=self._main)
+        except av.FFmpegError:
+            return False
+        return True
+
+    def _rewind(self) -> None:
+        """Back to the first packet: some demuxers want a time before it, some exactly it, raw streams a byte."""
+        start = self._main.start_time or 0
+        before = start - math.ceil(10 / self._main.time_base) if self._main.time_base else start
+        if not (self._seek(before) or self._seek(start)):
+            with suppress(av.FFmpegError):  # where that fails as well, the reader finds nothing and says so
+                self.container.seek(0, unsupported_byte_offset=True)
+
+
+def _until(packets: Iterator[Packet[Stream]], is_last: Callable[[Packet[Stream]], bool]) -> Iterator[Packet[Stream]]:
+    """Packets up to and including the first for which this holds."""
+    for packet in packets:
+        yield packet
+        if is_last(packet):
+            return

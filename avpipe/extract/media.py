@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+
+from avpipe.pipeline.errors import ClipError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,11 +102,70 @@ def read(
     audio: Mapping[str, AudioRequest],
     start_seconds: float = 0.0,
     stop_seconds: float | None = None,
-    limits: Limits = Limits(),  # noqa: B008
+    limits: Limits = Limits(),
 ) -> Media:
-    """Decode what several encoders want of one clip, in one pass over the file.
+    """Decode what several encoders want of one clip: one opening, one pass over the file, each stream decoded once.
+
+    Time zero of a file is the earliest of its two streams' start times, as FFmpeg's command line has it; frames and
+    sound share that clock, and ``start_seconds`` is on it. A clip's frames are those with ``start_seconds <= time <
+    stop_seconds``; where that is none, the one on the screen. Pictures are bit for bit those of a full decode; sound
+    that is cut out is decoded from a second before, and may differ from a full decode in the last bits.
+
+    Of several streams, the best by FFmpeg's rule is read (``av_find_best_stream``: resolution and bit rate, not the
+    order in the file). A file that is damaged is used as far as it decodes, and a note says how far that is.
+
+    Args:
+        path: of a local media file. Network addresses, playlists and scripts are refused.
+        frames: who wants frames, and which.
+        audio: who wants a waveform, and which.
+        start_seconds: where the clip starts in the file.
+        stop_seconds: where it stops (excluded); ``None``: at the end of the file.
+        limits: ``max_pixels`` and ``held_bytes`` are held here.
 
     Raises:
-        ClipError: ``"missing_file"``, ``"open"``, ``"no_streams"``, ``"too_large"``, ``"empty"``, ``"decode"``.
+        ClipError: ``"missing_file"``; ``"open"``: no media file; ``"no_streams"``: neither video nor audio;
+            ``"too_large"``: a picture above the limit; ``"empty"``: there is nothing where the clip should be;
+            ``"decode"``: nothing decodes of what was asked for; ``"memory"``.
     """
-    raise NotImplementedError("being written")
+    from avpipe.extract import demux, sound, video
+
+    if not 0 <= start_seconds < (math.inf if stop_seconds is None else stop_seconds):
+        raise ValueError(f"expected 0 <= start_seconds < stop_seconds, got {start_seconds} and {stop_seconds}")
+    span = start_seconds, stop_seconds
+    with demux.open_source(path, limits) as source:
+        pictures = video.VideoReader(source, source.video, *span, limits) if source.video and frames else None
+        sounds = sound.SoundReader(source, source.audio, audio.values(), *span) if source.audio and audio else None
+        reader: video.VideoReader | sound.SoundReader | None
+        for packet in source.packets(*span):
+            reader = pictures if packet.stream is source.video else sounds
+            if reader:
+                reader.add(packet)
+        if source.end_seconds <= start_seconds:
+            where = f"the clip starts at {start_seconds} s, the file ends at {source.end_seconds:.3f} s"
+            raise ClipError("empty", where if source.num_packets else "the header is there, but nothing follows it")
+        waveforms = sounds.finish() if sounds else {}
+        found = pictures.frames(frames) if pictures else {}
+        if pictures and not found:
+            source.notes.append("no video: " + ("none in the clip" if pictures.has_decoded else "no frame decodes"))
+        if sounds and not waveforms:
+            source.notes.append("no sound: " + ("no sample decodes" if sounds.errors else "none in the clip"))
+        is_broken = (pictures and not pictures.has_decoded) or (sounds and sounds.errors)
+        if is_broken and not (found or waveforms):
+            raise ClipError("decode", "; ".join(source.notes))
+        if stop_seconds is None and (ends_early := source.ends_early()):
+            source.notes.append(ends_early)
+        return Media(
+            frames=found,
+            waveforms={name: waveforms[request] for name, request in audio.items() if request in waveforms},
+            duration_seconds=min(source.end_seconds, stop_seconds or math.inf) - start_seconds,
+            notes=tuple(source.notes),
+        )
+
+
+def libraries() -> dict[str, str]:
+    """Versions of the libraries whose code changes a pixel or a sample."""
+    import av
+
+    names = ("libavcodec", "libavformat", "libswscale", "libswresample")
+    versions = {name: ".".join(map(str, av.library_versions[name])) for name in names}
+    return {"av": av.__version__, **versions}

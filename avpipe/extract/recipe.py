@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from avpipe.extract.encoder import Encoder
 from avpipe.extract.encoders import REGISTRY
+from avpipe.extract.media import libraries
 from avpipe.pipeline.config import override, parse_component, read_yaml
-from avpipe.pipeline.errors import ConfigError, UnknownNameError
+from avpipe.pipeline.errors import ConfigError, FingerprintError, UnknownNameError
 from avpipe.pipeline.features import FeatureSpec
 
 DEFAULT = "default"
@@ -86,7 +88,10 @@ def build(chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, Encoder]:
         values = {**settings, "name": settings.get("encoder", name)}
         values.pop("encoder", None)
         module, config = parse_component(REGISTRY, values, f"feature set {name!r}")
-        encoders[name] = REGISTRY.load(module).Encoder(config, name)
+        encoder: Encoder = REGISTRY.load(module).Encoder(config, name)
+        # Every encoder sees what these libraries decoded: their versions belong to every feature's identity.
+        encoder.spec = replace(encoder.spec, libraries={**encoder.spec.libraries, **libraries()})
+        encoders[name] = encoder
     return encoders
 
 
@@ -96,15 +101,13 @@ def rebuild(specs: Mapping[str, FeatureSpec]) -> dict[str, Encoder]:
     Raises:
         FingerprintError: the encoder of today would give other features than those specs promise.
     """
-    from avpipe.pipeline.errors import FingerprintError
-
     encoders = build({name: {**spec.config, "encoder": spec.encoder} for name, spec in specs.items()})
     for name, encoder in encoders.items():
         if encoder.spec.fingerprint != specs[name].fingerprint:
             lines = "\n".join(f"  - {line}" for line in specs[name].differences(encoder.spec))
             raise FingerprintError(
                 f"the encoder of feature set {name!r} would give other features today than those that the checkpoint "
-                f"was trained on (then against now):\n{lines}\nInstall the versions of then, or train again on features "
-                "of today."
+                f"was trained on (then against now):\n{lines}\n"
+                "Install the versions of then, or train again on features of today."
             )
     return encoders

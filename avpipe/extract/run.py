@@ -13,8 +13,8 @@ from __future__ import annotations
 import copy
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,8 @@ from pathlib import Path
 from avpipe.data_manifests.manifest import Manifest
 from avpipe.extract import media
 from avpipe.extract.encoder import Encoder, Prepared
-from avpipe.extract.sandbox import DecodePool, Limits
+from avpipe.extract.media import Limits
+from avpipe.extract.sandbox import DecodePool
 from avpipe.pipeline import runner, shards
 from avpipe.pipeline.clip import Clip
 from avpipe.pipeline.errors import ClipError, DataError, UsageError
@@ -61,6 +62,7 @@ class DecodeWork:
     """Decode one clip for several encoders at once. Runs in a decoding process; pickles."""
 
     encoders: Mapping[str, Encoder]
+    limits: Limits = field(default_factory=Limits)
 
     def __call__(self, job: DecodeJob) -> Decoded:
         """Open and decode the file once; then each encoder's own preprocessing.
@@ -76,6 +78,7 @@ class DecodeWork:
             audio={name: request for name, request in audio.items() if request is not None},
             start_seconds=job.start_seconds,
             stop_seconds=job.stop_seconds,
+            limits=self.limits,
         )
         prepared: dict[str, Prepared | ClipError] = {}
         for name, encoder in self.encoders.items():
@@ -179,7 +182,7 @@ def extract(
             f"the media root {setting.media_root} does not exist: mount it, or say where the files are with --media"
         )
     tasks = plan_tasks(manifest, setting, redo=redo)
-    report = runner.run(tasks, partial(_worker, setting), processes=len(setting.devices), on_event=on_event)
+    report = runner.run(tasks, partial(ShardWorker, setting), processes=len(setting.devices), on_event=on_event)
     return summarise(setting.folders, worked=len(report.done), lost_shards=report.failed)
 
 
@@ -220,28 +223,25 @@ def summarise(
     return ExtractReport(counts=counts, faults=faults, lost_shards=dict(lost_shards or {}), worked=worked, bytes=sizes)
 
 
-@contextmanager
-def _worker(setting: Setting, rank: int) -> Iterator[ShardWorker]:
-    """One worker process: models loaded once, decoding processes beside it."""
-    # Decoding processes get encoders that are never loaded: no weights and no torch there, whenever one is replaced.
-    unloaded = copy.deepcopy(dict(setting.encoders))
-    for encoder in setting.encoders.values():
-        encoder.load(setting.devices[rank])
-    with DecodePool(DecodeWork(unloaded), processes=setting.decoders, limits=setting.limits) as pool:
-        yield ShardWorker(setting, pool)
-
-
 class ShardWorker:
-    """Works off shards on one device, one after the other.
+    """Works off shards on one device, one after the other. Built once in each worker process.
 
     Args:
-        setting: what to do; its encoders are loaded.
-        pool: decodes clips.
+        setting: what to do; its encoders are loaded here.
+        rank: of the process: says which device is its own.
     """
 
-    def __init__(self, setting: Setting, pool: DecodePool[DecodeJob, Decoded]) -> None:
+    def __init__(self, setting: Setting, rank: int) -> None:
         self.setting = setting
-        self.pool = pool
+        # Decoding processes get encoders that are never loaded: no weights and no torch there, whenever one is replaced.
+        work = DecodeWork(copy.deepcopy(dict(setting.encoders)), setting.limits)
+        for encoder in setting.encoders.values():
+            encoder.load(setting.devices[rank])
+        self.pool: DecodePool[DecodeJob, Decoded] = DecodePool(work, setting.decoders, setting.limits)
+
+    def close(self) -> None:
+        """End the decoding processes."""
+        self.pool.close()
 
     def __call__(self, task: ShardTask, report: Report) -> Mapping[str, int]:
         """Extract one shard for every feature set that lacks it. Returns counts of clips by status."""
@@ -308,7 +308,7 @@ def extract_file(path: Path, encoders: Mapping[str, Encoder], *, device: str, li
     """
     for encoder in encoders.values():
         encoder.load(device)
-    with DecodePool(DecodeWork(dict(encoders)), processes=1, limits=limits) as pool:
+    with DecodePool(DecodeWork(dict(encoders), limits), processes=1, limits=limits) as pool:
         (decoded,) = pool.map([DecodeJob(path=path)])
     if isinstance(decoded, ClipError):
         raise decoded

@@ -20,6 +20,7 @@ from avpipe.pipeline.errors import MissingWeightsError, UsageError
 log = logging.getLogger(__name__)
 
 HUB_TIMEOUT_SECONDS = 5.0
+FILE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +28,7 @@ class WeightFiles:
     """Files that make up one set of weights.
 
     Attributes:
-        id: what was asked for: a path, or ``org/name`` or ``org/name@revision`` on the Hub.
+        id: ``org/name`` or ``org/name@revision`` on the Hub; the last part of the path of a local folder.
         files: local path of each part ("weights", "config", ...).
     """
 
@@ -82,8 +83,9 @@ def resolve(weights: str, parts: Mapping[str, Sequence[str]], *, encoder: str) -
 
 
 def looks_local(weights: str) -> bool:
-    """Whether ``weights`` means a path: it exists, or is written like one (``/x``, ``./x``, ``~/x``)."""
-    return weights.startswith(("/", "./", "../", "~")) or Path(weights).exists()
+    """Whether ``weights`` means a path: it exists, or is written like one (``/x``, ``./x``, ``~/x``, ``x.pt``)."""
+    path = Path(weights)
+    return weights.startswith(("/", "./", "../", "~")) or path.suffix in FILE_SUFFIXES or path.exists()
 
 
 def local_file(weights: str, *, encoder: str) -> Path:
@@ -110,7 +112,7 @@ def _from_folder(weights: str, parts: Mapping[str, Sequence[str]], encoder: str)
             problem = f"the folder holds no {' or '.join(names)} ({part}); it holds {held}"
             raise MissingWeightsError(_missing(encoder, weights, problem))
         files[part] = found[0]
-    return WeightFiles(id=weights, files=files)
+    return WeightFiles(id=folder.resolve().name, files=files)
 
 
 def _from_hub(weights: str, parts: Mapping[str, Sequence[str]], encoder: str) -> WeightFiles:
@@ -172,15 +174,14 @@ def _why_no_hub() -> str:
     One short question without retries: ``hf_hub_download`` itself would try for half a minute where there is no
     network.
     """
-    import httpx2
     from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub.utils import get_session, httpx
 
     if constants.is_offline_mode():
         return "HF_HUB_OFFLINE=1 forbids to ask the Hub"
     try:
         get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_SECONDS)
-    except httpx2.HTTPError as error:
+    except httpx.HTTPError as error:
         return f"{constants.ENDPOINT} does not answer ({' '.join(str(error).split()) or type(error).__name__})"
     return ""
 

@@ -42,6 +42,9 @@ class Clip:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for key in ("clip_id", "dataset", "path", "split"):
+            if not isinstance(getattr(self, key), str):
+                raise ValueError(f"{key}: expected a string, got {getattr(self, key)!r}")  # noqa: TRY004
         if not _CLIP_ID.fullmatch(self.clip_id):
             raise ValueError(
                 f"clip_id: expected letters, digits and '_+=,@-.' (no leading dot, 1 to 200 of them), "
@@ -95,7 +98,10 @@ class Clip:
         Raises:
             ValueError: a key is missing or unknown, or a field is not as described.
         """
+        captions = row.get("captions", ())
+        if not isinstance(captions, list | tuple):  # a string would become its letters
+            raise ValueError(f"captions of {row.get('clip_id')!r}: expected a list, got {captions!r}")  # noqa: TRY004
         try:
-            return cls(**{**row, "captions": tuple(row.get("captions", ()))})
+            return cls(**{**row, "captions": tuple(captions)})
         except TypeError as error:
             raise ValueError(f"not a clip: {error}; got the keys {sorted(row)}") from None

@@ -10,9 +10,10 @@ and an override on the command line reaches any key: ``fusion.layers=6 train.lr=
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -50,7 +51,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def write_yaml(values: Mapping[str, Any]) -> str:
     """Nested values as YAML text, in the order given."""
-    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=110)
+    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 def override(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -139,7 +140,7 @@ def _fault(detail: ErrorDetails, schema: type[BaseModel]) -> str:
     key = ".".join(path) or "(top level)"
     if detail["type"] == "extra_forbidden":
         known = _keys_at(schema, path[:-1])
-        return f"{key}: unknown key{did_you_mean(path[-1], known)}; known: {', '.join(known)}"
+        return f"{key}: unknown key{did_you_mean(path[-1], known)}; known: {', '.join(known) or 'none'}"
     if detail["type"] == "missing":
         return f"{key}: missing"
     message = detail["msg"].removeprefix("Value error, ")
@@ -150,21 +151,56 @@ def _keys_at(schema: type[BaseModel], path: list[str]) -> list[str]:
     """The keys allowed at a dotted path below ``schema``."""
     for part in path:
         field = schema.model_fields.get(part)
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+        # A list index, a dict key or a union's branch stands in the path, but is no field: stay where we are.
+        models = _models_in(field.annotation) if field else [schema]
+        if not models:
             return []
-        schema = field.annotation
+        schema = models[0]
     return list(schema.model_fields)
 
 
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The models in a type, however wrapped: ``X``, ``X | None``, ``list[X]``, ``dict[str, X]``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 with one repair: ``1e-4`` is a number, as everybody who writes a learning rate expects."""
+    """YAML 1.1 with two repairs.
+
+    ``1e-4`` is a number, as everybody who writes a learning rate expects; and a key that stands twice is an error,
+    where YAML silently takes the last.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE]
+        doubles = [key for key, count in Counter(keys).items() if count > 1]
+        if doubles:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {doubles[0]!r} stands more than once", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+class _Dumper(yaml.SafeDumper):
+    """Writes what :class:`_Loader` reads back the same: quotes the text ``"1e-4"``, escapes odd line breaks."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+for _either in (_Loader, _Dumper):
+    _either.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+        list("-+0123456789."),
+    )
+
+
+_MERGE = "tag:yaml.org,2002:merge"
 
 
 def _parse_yaml(text: str) -> Any:

@@ -19,6 +19,8 @@ MODALITIES: tuple[Modality, ...] = ("video", "audio", "text")
 DISK_DTYPES = ("float16", "float32")
 STATUSES = ("ok", "failed", "skipped")
 
+_NAME = re.compile(r"[A-Za-z0-9_+=,@-][A-Za-z0-9_+=,@.-]*")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureSpec:
@@ -175,14 +177,31 @@ class Outcome:
         """
         try:
             return cls(**{**values, "notes": tuple(values.get("notes", ()))})
+        except TypeError as error:
+            raise ValueError(f"not an outcome: {error}") from None
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one level of dotted keys."""
-    flat: dict[str, Any] = {}
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested mappings as one level of dotted keys, each value as JSON text."""
+    flat: dict[str, str] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and (value or not prefix):  # a nested empty mapping is a value
             flat |= _flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
+            flat[f"{prefix}{key}"] = json.dumps(value, sort_keys=True)
     return flat
+
+
+def _plain(values: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """A copy as JSON gives it back.
+
+    Raises:
+        ValueError: there is something in it that JSON does not know.
+    """
+    try:
+        plain = json.loads(json.dumps(values, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what}: expected JSON-ready values, {error}") from None
+    if not isinstance(plain, dict):
+        raise ValueError(f"{what}: expected a mapping, got {values!r}")  # noqa: TRY004
+    return plain

@@ -57,13 +57,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield aside
-            _flush(aside)
+            flush(aside)
             aside.replace(path)
         except BaseException:
             with suppress(OSError):  # the first error is the one to tell
                 aside.unlink(missing_ok=True)
             raise
-        _flush(path.parent)
+        flush(path.parent)
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -116,6 +116,19 @@ def copy_range(source: int, source_offset: int, target: int, target_offset: int,
         length -= len(block)
 
 
+def flush(path: Path) -> None:
+    """Have a file's bytes, or a folder's names, reach the disk.
+
+    Raises:
+        OSError: the disk is full after all, ...
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def temporary(path: Path, purpose: str = "") -> Path:
     """Where this process writes aside what will become ``path``: in the same folder, hence on the same disk."""
     name = f"{path.name}.{purpose}" if purpose else path.name
@@ -156,15 +169,6 @@ def bytes_text(count: float) -> str:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
-
-
-def _flush(path: Path) -> None:
-    """Have a file's bytes, or a folder's names, reach the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _host() -> str:

@@ -8,6 +8,7 @@ folder. The mechanism is big_vision's (``evaluators/common.py``).
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,9 +50,10 @@ class Registry:
         """The first line of the member's docstring, read from its file without importing it."""
         import ast
 
-        folder = importlib.import_module(self.package)
         if name not in self.names():
             raise UnknownNameError(self.kind, name, self.names())
-        path = next(Path(root) / f"{name}.py" for root in folder.__path__ if (Path(root) / f"{name}.py").exists())
-        doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        spec = importlib.util.find_spec(f"{self.package}.{name}")  # also of a member that is a folder
+        if spec is None or spec.origin is None:
+            raise ImportError(f"{self.kind} {name!r} has no source file")
+        doc = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8")))
         return doc.splitlines()[0] if doc else ""

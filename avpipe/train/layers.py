@@ -56,6 +56,8 @@ def attend(
         ``(B, Q, H * D)``, and the weights ``(B, H, Q, K)`` before dropout, or ``None``.
     """
     weights = None
+    if bias is not None:  # a bias made in float32 may be used under autocast: its lowest number must stay finite
+        bias = bias.clamp(min=torch.finfo(query.dtype).min).to(query.dtype)
     if return_weights:
         scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
         if bias is not None:

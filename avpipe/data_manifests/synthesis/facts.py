@@ -37,7 +37,7 @@ BLOCK = 8
 """Clips in a block: four scenes and one quad of synchrony clips."""
 
 PERIODS_SECONDS = (0.75, 1.0)
-OFFSETS_SECONDS = (0.125, 0.1875, 0.25, 0.3125)
+OFFSETS_SECONDS = (0.0, 0.0625)
 """Where the first beat lies. Multiples of 1/16 s like the periods and their halves, so that at 16 frames a second
 (the default) an object that lands does so in a frame and not between two."""
 
@@ -148,36 +148,54 @@ def draw(seed: int, split: str, index: int) -> Facts:
     """The facts of one clip; they depend on nothing else, so that more clips never change those before them."""
     block, place = divmod(index, BLOCK)
     rng = Draw(f"{seed}/{split}/{block}")
-    clips = [_scene(rng) for _ in range(BLOCK - 4)] + _quad(rng)
-    return rng.shuffled(clips)[place]
-
-
-def _scene(rng: Draw) -> Facts:
-    motions = rng.distinct(MOTIONS, 2) if rng.chance(0.4) else (rng.pick(MOTIONS),)
-    form = rng.pick(SOUND_FORMS)
-    if form == "single":
-        sound = _sound(rng, (rng.pick(SOUNDS),), dynamics=rng.pick(DYNAMICS))
-    elif form == "ordered":
-        sound = _sound(rng, rng.distinct(SOUNDS, 2))
-    else:
-        sound = _sound(rng, (), has_track=rng.chance(0.5))
-    return Facts(_picture(rng, motions), sound)
+    scenes = [
+        Facts(_moving(rng), _sounding(rng)),
+        Facts(_moving(rng), _sounding(rng)),
+        Facts(_bouncing(rng, _beats(rng)), _sounding(rng)),
+        Facts(_moving(rng), _pulsing(rng, _beats(rng))),
+    ]
+    return rng.shuffled(scenes + _quad(rng))[place]
 
 
 def _quad(rng: Draw) -> list[Facts]:
-    period, offset = rng.pick(PERIODS_SECONDS), rng.pick(OFFSETS_SECONDS)
-    both = [Beats(period, offset, late) for late in (False, True)]
-    picture = replace(_picture(rng, ()), shape=BALL)
-    sound = _sound(rng, (rng.pick(PULSES),))
+    beats = _beats(rng)
+    picture, sound = _bouncing(rng, beats), _pulsing(rng, beats)
+    both = [replace(beats, late=late) for late in (False, True)]
     return [Facts(replace(picture, beats=seen), replace(sound, beats=heard)) for seen in both for heard in both]
 
 
-def _picture(rng: Draw, motions: tuple[str, ...]) -> Picture:
+def _beats(rng: Draw) -> Beats:
+    return Beats(rng.pick(PERIODS_SECONDS), rng.pick(OFFSETS_SECONDS), late=rng.chance(0.5))
+
+
+def _moving(rng: Draw) -> Picture:
+    motions = rng.distinct(MOTIONS, 2) if rng.chance(0.4) else (rng.pick(MOTIONS),)
+    return _picture(rng, rng.pick(SHAPES), motions=motions)
+
+
+def _bouncing(rng: Draw, beats: Beats) -> Picture:
+    return _picture(rng, BALL, beats=beats)
+
+
+def _sounding(rng: Draw) -> Sound:
+    form = rng.pick(SOUND_FORMS)
+    if form == "single":
+        return _sound(rng, (rng.pick(SOUNDS),), dynamics=rng.pick(DYNAMICS))
+    if form == "ordered":
+        return _sound(rng, rng.distinct(SOUNDS, 2))
+    return _sound(rng, (), has_track=rng.chance(0.5))
+
+
+def _pulsing(rng: Draw, beats: Beats) -> Sound:
+    return _sound(rng, (rng.pick(PULSES),), beats=beats)
+
+
+def _picture(rng: Draw, shape: str, motions: tuple[str, ...] = (), beats: Beats | None = None) -> Picture:
     return Picture(
         colour=rng.pick(COLOURS),
-        shape=rng.pick(SHAPES),
+        shape=shape,
         motions=motions,
-        beats=None,
+        beats=beats,
         x=rng.between(-1, 1),
         y=rng.between(-1, 1),
         scale=rng.between(0.9, 1.1),
@@ -185,11 +203,13 @@ def _picture(rng: Draw, motions: tuple[str, ...]) -> Picture:
     )
 
 
-def _sound(rng: Draw, sounds: tuple[str, ...], dynamics: str = "steady", has_track: bool = True) -> Sound:
+def _sound(
+    rng: Draw, sounds: tuple[str, ...], dynamics: str = "steady", beats: Beats | None = None, has_track: bool = True
+) -> Sound:
     return Sound(
         sounds=sounds,
         dynamics=dynamics,
-        beats=None,
+        beats=beats,
         has_track=has_track,
         pitch=rng.between(0.9, 1.1),
         volume=rng.between(0.7, 1.0),

@@ -1,7 +1,7 @@
 """Facts put into words: captions of synthetic clips, and the synchrony word read back from a caption.
 
-A caption joins a clause about the picture and a clause about the sound. Every fact is said in every caption; how it is
-said is drawn from a few paraphrases.
+A caption joins a clause on the picture and a clause on the sound. Every caption says every fact; how it is said is
+drawn from a few paraphrases.
 """
 
 from __future__ import annotations
@@ -12,12 +12,16 @@ from collections.abc import Callable, Sequence
 from avpipe.data_manifests.synthesis.facts import Draw, Facts, Picture, Sound
 
 IN_TIME = ("in time", "in step")
+"""What only a caption of a clip in time says."""
+
 OUT_OF_TIME = ("out of time", "out of step")
+"""What only a caption of a clip out of time says."""
 
 REFERENCES = 5
+"""Captions of a clip."""
 
 Pick = Callable[[Sequence[str]], str]
-"""Chooses a paraphrase: at random for references, the first for the plainest wording."""
+"""Chooses one of several paraphrases."""
 
 MOTION = {
     "left": ("moves left", "slides left"),
@@ -36,61 +40,69 @@ SOURCE = {
     "drum": "a drum",
     "bird": "a bird",
 }
-VERB = {
-    "low tone": "hums",
-    "high tone": "rings",
-    "siren": "wails",
-    "noise": "hisses",
-    "drum": "beats",
-    "bird": "chirps",
-}
-DYNAMIC = {
-    "louder": ("gets louder", "comes closer"),
-    "softer": ("fades away", "gets softer"),
-}
-PICTURE_FIRST = ("{picture} while {sound}", "{picture} as {sound}")
-SOUND_FIRST = ("{sound} while {picture}", "{sound} as {picture}")
-SILENT = ("{picture} in silence", "{picture} without a sound", "there is no sound while {picture}")
+VERB = {"low tone": "hums", "high tone": "rings", "siren": "wails", "noise": "hisses", "drum": "beats", "bird": "chirps"}
+DYNAMIC = {"louder": ("gets louder", "comes closer"), "softer": ("fades away", "gets softer")}
+
+BOUNCE = {False: "jumps and bounces", True: "drops and bounces"}
+PULSE = {False: "start at once", True: "start late"}
+SCENE = (
+    "{picture} while {sound}",
+    "{picture} as {sound}",
+    "{sound} while {picture}",
+    "{sound} as {picture}",
+)
+SILENCE = ("{picture} in silence", "{picture} without a sound", "there is no sound while {picture}")
 SYNCHRONY = (
-    "{picture} {time} with {pulses}",
-    "{picture} {time} with the {pulses}",
-    "{pulses} sound while {picture} {time}",
+    "{picture} {time} with {sound}",
+    "{picture} {time} with the {sound}",
+    "{sound} sound while {picture} {time}",
 )
 
 
-def references(facts: Facts, rng: Draw) -> tuple[str, ...]:
-    """Different captions of one clip, :data:`REFERENCES` of them, all true and complete."""
+def references(facts: Facts, key: str) -> tuple[str, ...]:
+    """Five different captions of one clip, all of them true and complete.
+
+    Args:
+        facts: what happens in the clip.
+        key: of the random draws.
+    """
+    draw = Draw(f"captions/{key}")
     found: dict[str, None] = {}
     while len(found) < REFERENCES:
-        found[say(facts, rng.pick)] = None
+        found[say(facts, draw.pick)] = None
     return tuple(found)
 
 
 def say(facts: Facts, pick: Pick) -> str:
+    """One caption; ``pick`` chooses the paraphrases."""
     if facts.in_time is not None:
         time = pick(IN_TIME if facts.in_time else OUT_OF_TIME)
-        return pick(SYNCHRONY).format(picture=picture_clause(facts.picture, pick), time=time, pulses=facts.sound.sounds[0])
+        return pick(SYNCHRONY).format(picture=f"a {facts.picture.colour} {facts.picture.shape} bounces", time=time, sound=facts.sound.sounds[0])
+    picture = say_picture(facts.picture, pick)
     if not facts.sound.sounds:
-        return pick(SILENT).format(picture=picture_clause(facts.picture, pick))
-    return pick(PICTURE_FIRST + SOUND_FIRST).format(
-        picture=picture_clause(facts.picture, pick), sound=sound_clause(facts.sound, pick)
-    )
+        return pick(SILENCE).format(picture=picture)
+    return pick(SCENE).format(picture=picture, sound=say_sound(facts.sound, pick))
 
 
-def picture_clause(picture: Picture, pick: Pick) -> str:
+def say_picture(picture: Picture, pick: Pick) -> str:
+    """The clause on what is seen."""
     thing = f"a {picture.colour} {picture.shape}"
     if picture.beats:
-        return f"{thing} bounces"
+        return f"{thing} {BOUNCE[picture.beats.late]}"
     return f"{thing} {' then '.join(pick(MOTION[motion]) for motion in picture.motions)}"
 
 
-def sound_clause(sound: Sound, pick: Pick) -> str:
+def say_sound(sound: Sound, pick: Pick) -> str:
+    """The clause on what is heard; the name of the pulses where these are pulses, "" for silence."""
+    if sound.beats:
+        return f"{sound.sounds[0]} {PULSE[sound.beats.late]}"
     if sound.dynamics != "steady":
         return f"{SOURCE[sound.sounds[0]]} {pick(DYNAMIC[sound.dynamics])}"
     return " then ".join(f"{SOURCE[name]} {VERB[name]}" for name in sound.sounds)
 
 
 def synchrony_word(caption: str) -> bool | None:
+    """Whether a caption says in time (``True``) or out of time (``False``); ``None`` if neither or both."""
     words = f" {' '.join(re.findall('[a-z]+', caption.lower()))} "
-    yes, no = (any(f" {phrase} " in words for phrase in phrases) for phrases in (IN_TIME, OUT_OF_TIME))
-    return yes if yes != no else None
+    in_time, out_of_time = (any(f" {phrase} " in words for phrase in phrases) for phrases in (IN_TIME, OUT_OF_TIME))
+    return in_time if in_time != out_of_time else None

@@ -10,7 +10,7 @@ import logging
 import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,8 @@ class Preprocessing:
     fill_color: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        return {name: _json_ready(getattr(self, name)) for name in self.__slots__}
+        """All fields, as JSON-ready values."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,11 +76,12 @@ class Tower:
     seed: int = 0
 
 
-def find_tower(config: Config, name: str) -> Tower:
+def find(model: str | None, wanted: str, name: str) -> Tower:
     """What to build, and from which file.
 
     Args:
-        config: of the encoder.
+        model: an open_clip name, or ``None`` for what the weights say of themselves, else :data:`DEFAULT_MODEL`.
+        wanted: the weights, as configured.
         name: of the feature set, for messages.
 
     Raises:
@@ -88,25 +90,23 @@ def find_tower(config: Config, name: str) -> Tower:
     """
     import open_clip
 
-    seed = weights.random_seed(config.weights, name)
+    seed = weights.random_seed(wanted, name)
     if seed is not None:
-        tower = _built_in(config.model or DEFAULT_MODEL)
-        return replace(tower, weights=weights.random_spec(seed), seed=seed)
-    if config.weights.startswith(HUB_PREFIX):
-        return _from_repository(config.weights.removeprefix(HUB_PREFIX), config.model, name)
-    model = config.model or DEFAULT_MODEL
-    tag = open_clip.get_pretrained_cfg(model, config.weights)
-    if tag:
-        return _from_tag(model, config.weights, tag, name)
-    if weights.looks_local(config.weights):
-        if Path(config.weights).expanduser().is_dir():
-            return _from_repository(config.weights, config.model, name)
-        return _from_file(model, weights.local_file(config.weights, encoder=name), name)
-    _built_in(model)  # an unknown model is the likelier slip
-    tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
+        return replace(_built_in(model or DEFAULT_MODEL), weights=weights.random_spec(seed), seed=seed)
+    if wanted.startswith(HUB_PREFIX):
+        return _from_repository(wanted.removeprefix(HUB_PREFIX), model, name)
+    if weights.looks_local(wanted) and Path(wanted).expanduser().is_dir():
+        return _from_repository(wanted, model, name)
+    tower = _built_in(model or DEFAULT_MODEL)
+    facts = open_clip.get_pretrained_cfg(tower.label, wanted)
+    if facts:
+        return _from_tag(tower, wanted, facts, name)
+    if weights.looks_local(wanted):
+        return _from_file(tower, weights.local_file(wanted, encoder=name), name)
+    tags = ", ".join(open_clip.list_pretrained_tags_by_model(tower.label)) or "none"
     raise UsageError(
-        f"{name}: model {model} has no pretrained tag {config.weights!r}; it has: {tags}. "
-        f"Else give a path, {HUB_PREFIX}org/name, or random"
+        f"{name}: model {tower.label} has no pretrained tag {wanted!r}; it has: {tags}. "
+        f"Or give a path, {HUB_PREFIX}org/name, or random"
     )
 
 
@@ -130,18 +130,17 @@ def _built_in(model: str) -> Tower:
     )
 
 
-def _from_tag(model: str, tag: str, facts: Mapping[str, Any], name: str) -> Tower:
+def _from_tag(tower: Tower, tag: str, facts: Mapping[str, Any], name: str) -> Tower:
     """A model with one of open_clip's pretrained tags, which all lie on the Hub."""
     repository, _, file = facts["hf_hub"].rpartition("/")
     names = (str(Path(file).with_suffix(".safetensors")), file) if file else WEIGHT_NAMES
     found = weights.resolve(repository, {"weights": names}, encoder=name)
-    tower = _built_in(model)
     return replace(
         tower,
-        label=f"{model} ({tag})",
+        label=f"{tower.label} ({tag})",
         quick_gelu=tower.quick_gelu or bool(facts.get("quick_gelu")),
         preprocessing=_preprocessing(tower.vision, facts),
-        weights={**found.to_spec(), "id": f"{model}/{tag}"},
+        weights={**found.to_spec(), "id": f"{tower.label}/{tag}"},
         path=found.files["weights"],
     )
 
@@ -172,11 +171,11 @@ def _from_repository(place: str, model: str | None, name: str) -> Tower:
     )
 
 
-def _from_file(model: str, path: Path, name: str) -> Tower:
+def _from_file(tower: Tower, path: Path, name: str) -> Tower:
     """A file that holds a whole open_clip model. What it was trained with, it does not say."""
     import open_clip
 
-    tower = _built_in(model)
+    model = tower.label
     known = [open_clip.get_pretrained_cfg(model, tag) for tag in open_clip.list_pretrained_tags_by_model(model)]
     if len({_preprocessing(tower.vision, facts) for facts in known}) > 1:
         raise UsageError(

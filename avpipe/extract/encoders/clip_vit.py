@@ -11,41 +11,26 @@ only the image tower is built: text towers from the Hub would want the network.
 
 from __future__ import annotations
 
-import json
-import logging
-import pickle
-import zipfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from avpipe.extract import images, sampling, weights
+from avpipe.extract import images, sampling
 from avpipe.extract.encoder import Prepared
+from avpipe.extract.encoders import _open_clip
 from avpipe.extract.media import AudioRequest, Media
 from avpipe.pipeline import config as base
-from avpipe.pipeline.errors import CheckpointError, SkipClip, UnknownNameError, UsageError
+from avpipe.pipeline.errors import SkipClip
 from avpipe.pipeline.features import Features, FeatureSpec
 
 if TYPE_CHECKING:
     import torch
 
-DEFAULT_MODEL = "ViT-B-16"
-HUB_PREFIX = "hf-hub:"
 FRAMES_AT_ONCE = 256
 """In one forward pass, whatever the batch: bounds memory on the device."""
-
-WEIGHT_NAMES = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "open_clip_pytorch_model.pth",
-)
-CONFIG_NAME = "open_clip_config.json"
 
 
 class Config(base.Config):
@@ -80,10 +65,10 @@ class Encoder:
     """See the module's text. Rows are frame-major; every row of a frame has the frame's time."""
 
     def __init__(self, config: Config, name: str) -> None:
-        self.tower = find_tower(config, name)
+        self.tower = _open_clip.find(config.model, config.weights, name)
         self.config = config.model_copy(update={"model": self.tower.model})
         self.batch_size = config.batch_size
-        rows, dim = _probe(self.tower, config.tokens)
+        rows, dim = _open_clip.probe(self.tower, config.tokens)
         self.spec = FeatureSpec(
             name=name,
             encoder="clip_vit",
@@ -137,7 +122,7 @@ class Encoder:
             CheckpointError: the file does not fit the model.
         """
         self._device = device
-        self._visual = _load(self.tower, self.config.tokens).to(device)
+        self._visual = _open_clip.load(self.tower, self.config.tokens).to(device)
 
     def encode(self, batch: Sequence[Prepared]) -> list[Features]:
         """Tokens of each clip, float32 ``(num_frames * rows_per_frame, dim)``."""
@@ -155,20 +140,14 @@ class Encoder:
 
     def _forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 ``(F, H, W, 3)`` -> float32 ``(F, rows, dim)`` on the CPU."""
-        import torch
+        from avpipe.extract.encoders._device import mixed_precision
 
         if self._visual is None:
             raise RuntimeError("encode: called before load")
         how = self.tower.preprocessing
         normalised = normalise(pixels.to(self._device), how.mean, how.std)
-        device = torch.device(self._device)
-        bf16 = (
-            self.config.precision == "bf16"
-            and device.type == "cuda"
-            and torch.cuda.get_device_capability(device) >= (8, 0)  # below, bf16 is emulated
-        )
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            tokens = _tokens(self._visual, normalised, self.config.tokens)
+        with mixed_precision(self._device, self.config.precision):
+            tokens = _open_clip.tokens_of(self._visual, normalised, self.config.tokens)
         return tokens.float().cpu()
 
 

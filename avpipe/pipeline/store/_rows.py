@@ -6,10 +6,10 @@ A format is a module of this folder with three names::
     compose(path, spec, clips, rows) -> None                writes a shard file from collected rows
     read_index(path) -> Index                               says where each clip's bytes lie in it
 
-Rows are collected in a temporary file, because neither format can be streamed as it should end: a contiguous HDF5
-dataset must know its length when it is made, the tar file's index stands in front, and clips may arrive in any order
-while the bytes of a shard must not depend on it. The price is that a shard is written twice, mostly to the page
-cache; memory holds the row times only.
+Rows are collected in a temporary file in the same folder, because neither format can be streamed as it should end: a
+contiguous HDF5 dataset must know its length when it is made, the tar file's index stands in front, and clips may arrive
+in any order while the bytes of a shard must not depend on it. The price is that a shard is written twice, mostly to the
+page cache, and needs twice its space while it is made; memory holds the row times only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from avpipe.pipeline.errors import ClipError, CorruptShardError, StoreError
 from avpipe.pipeline.features import Features, FeatureSpec
-from avpipe.pipeline.files import atomic_write, storage_errors, sweep, temporary, write_all
+from avpipe.pipeline.files import atomic_write, flush, storage_errors, sweep, temporary, write_all
 
 TIME_DTYPE = np.dtype("<f8")
 
@@ -92,11 +92,12 @@ class Writer:
         self._dtype = disk_dtype(spec)
         self._clips: dict[str, CollectedClip] = {}
         self._size = 0
-        self._rows_path = temporary(path, "rows")
+        aside = temporary(path, "rows")
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             sweep(path)
-            self._rows = os.open(self._rows_path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+            self._rows = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+            aside.unlink()  # without a name, it goes when the process does, however that ends
 
     def add(self, clip_id: str, features: Features) -> None:
         """Take one clip's features. Nothing of a clip is kept when this raises.
@@ -124,8 +125,12 @@ class Writer:
         self._clips[clip_id] = CollectedClip(clip_id, self._size, times)
         self._size += rows.nbytes
 
-    def commit(self) -> None:
+    def commit(self, former_mark: Path | None = None) -> None:
         """Write the shard file and flush it to the disk.
+
+        Args:
+            former_mark: the completion mark of the shard that may stand there: removed at the last moment before the
+                new shard takes its place, so that it never vouches for the new one.
 
         Raises:
             StoreError: the disk is full, ...
@@ -135,6 +140,9 @@ class Writer:
         try:
             with atomic_write(self.path) as aside:
                 self._compose(aside, self.spec, clips, self._rows)
+                if former_mark:
+                    flush(aside)  # only a shard that is safe may replace the former
+                    former_mark.unlink(missing_ok=True)
         finally:
             self.abandon()
 
@@ -143,8 +151,6 @@ class Writer:
         if self._rows >= 0:
             os.close(self._rows)
             self._rows = -1
-            with storage_errors(self._rows_path, "remove"):
-                self._rows_path.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self

@@ -109,14 +109,12 @@ class ShardWriter:
             ValueError: a bug of the caller: a planned clip has no outcome.
             StoreError: the disk is full, ...
         """
-        # Between the two, a former mark may stand beside a new shard. It does not fit (`is_done` sees size and time,
-        # and then the sha256), unless the new shard has the same bytes, and then it is right.
         missing = [clip_id for clip_id in self.plan.clip_ids if clip_id not in self._outcomes]
         if missing:
             raise ValueError(
                 f"shard {self.plan.name} of {self.folder}: {len(missing)} clips have no outcome, first {missing[0]!r}"
             )
-        self._writer.commit()
+        self._writer.commit(former_mark=self.folder / f"{self.plan.name}.json")
         with storage_errors(self._path, "read"):
             size = self._path.stat().st_size
         self.mark = Mark(

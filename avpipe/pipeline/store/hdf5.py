@@ -16,20 +16,23 @@ The bytes depend on the features alone: no time stamps, one format version (HDF5
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from avpipe.pipeline.errors import CorruptShardError
 from avpipe.pipeline.features import FeatureSpec
-from avpipe.pipeline.files import copy_range
+from avpipe.pipeline.files import copy_range, write_all
 from avpipe.pipeline.store._rows import TIME_DTYPE, CollectedClip, Index, disk_dtype
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
+    from _typeshed import WriteableBuffer
 
 SUFFIX = ".h5"
 _PAGE_BYTES = 4096
@@ -38,8 +41,8 @@ _PAGE_BYTES = 4096
 def compose(path: Path, spec: FeatureSpec, clips: Sequence[CollectedClip], rows: int) -> None:
     """Write a shard file.
 
-    The dataset of rows is laid out by HDF5 but filled by plain writes, block by block, so that a shard of many GB needs
-    no memory, and a full disk is told by the operating system in its own words.
+    HDF5 lays the file out, but every byte is written by plain writes, the rows block by block: a shard of many GB needs
+    no memory, and a full disk is an error like any other. (Under HDF5's own writes it crashes the process.)
 
     Args:
         path: of the file to make.
@@ -51,15 +54,17 @@ def compose(path: Path, spec: FeatureSpec, clips: Sequence[CollectedClip], rows:
         OSError: the disk is full, ...
     """
     dtype = disk_dtype(spec)
-    lengths = [len(clip.pts_seconds) for clip in clips]
-    with _plain_errors():
-        offset = _lay_out(path, spec, dtype, clips)
-    descriptor = os.open(path, os.O_WRONLY)
+    layout = _Layout()
+    offset = _lay_out(layout, spec, dtype, clips)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
-        for clip, length in zip(clips, lengths, strict=True):
-            size = length * spec.dim * dtype.itemsize
+        for start, content in layout.writes:
+            write_all(descriptor, memoryview(content), start)
+        for clip in clips:
+            size = len(clip.pts_seconds) * spec.dim * dtype.itemsize
             copy_range(rows, clip.offset, descriptor, offset, size)
             offset += size
+        os.ftruncate(descriptor, layout.size)
     finally:
         os.close(descriptor)
 
@@ -104,18 +109,61 @@ def _expect(dataset: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
         raise ValueError(f"{dataset.name}: expected contiguous {dtype}{list(shape)}, got {got}")
 
 
-def _lay_out(path: Path, spec: FeatureSpec, dtype: np.dtype[Any], clips: Sequence[CollectedClip]) -> int:
-    """Make the file with everything but the rows; returns the offset at which these belong."""
+class _Layout(io.RawIOBase):
+    """Stands in for the file while HDF5 lays it out: takes down the writes, all but those of the rows.
+
+    Attributes:
+        writes: offset and content, in the order in which they are to be made.
+        size: of the whole file.
+    """
+
+    def __init__(self) -> None:
+        self.writes: list[tuple[int, bytes]] = []
+        self.size = 0
+        self._position = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def write(self, content: Buffer) -> int:
+        data = bytes(content)
+        self.writes.append((self._position, data))
+        self._position += len(data)
+        self.size = max(self.size, self._position)
+        return len(data)
+
+    def readinto(self, target: WriteableBuffer) -> int:
+        """HDF5 reads back what it has put aside: later writes lie over earlier ones, and what was not written is 0."""
+        view = memoryview(target).cast("B")
+        first, last = self._position, self._position + len(view)
+        view[:] = bytes(len(view))
+        for start, content in self.writes:
+            low, high = max(start, first), min(start + len(content), last)
+            if low < high:
+                view[low - first : high - first] = content[low - start : high - start]
+        self._position = last
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        self.size = self._position if size is None else size
+        return self.size
+
+
+def _lay_out(file_like: _Layout, spec: FeatureSpec, dtype: np.dtype[Any], clips: Sequence[CollectedClip]) -> int:
+    """Write everything but the rows; returns the offset at which these belong."""
     import h5py
 
     ids = [clip.clip_id.encode() for clip in clips]
     ends = np.cumsum([0, *(len(clip.pts_seconds) for clip in clips)], dtype="<i8")
     times = np.concatenate([np.empty(0, TIME_DTYPE), *(clip.pts_seconds for clip in clips)])
     with h5py.File(
-        path,
+        file_like,
         "w",
         libver=("v108", "v108"),
-        locking=False,
         track_order=False,
         alignment_threshold=_PAGE_BYTES,
         alignment_interval=_PAGE_BYTES,
@@ -136,15 +184,3 @@ def _lay_out(path: Path, spec: FeatureSpec, dtype: np.dtype[Any], clips: Sequenc
         space = h5py.h5s.create_simple((int(ends[-1]), spec.dim))
         data = h5py.h5d.create(file.id, b"data", h5py.h5t.py_create(dtype), space, layout)
         return int(data.get_offset() or 0)
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """HDF5 hides the operating system's error number in its message ("errno = 28"): get it out."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        number = re.search(r"errno = (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error

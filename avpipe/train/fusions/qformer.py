@@ -19,6 +19,12 @@ Deviations from the authors' code, each by a switch:
 
 - ``time_embedding: sinusoidal`` adds the time of each row to X. The original has none: to its cross-attention a clip is
   a bag of rows, so it cannot tell "first ... then ...", nor whether what is seen is in time with what is heard.
+- ``query_times: spread`` gives every query a moment of the clip, evenly spaced, and lets attention fall off with the
+  distance from it: linearly in the score, each head with its own slope, the last head with none (the idea of ALiBi,
+  Press et al. 2022, 2108.12409, here in time and in both directions). In the original every query first pools the whole
+  clip, and the modalities meet when the moments are gone: whether a bounce comes with a beep is then an exclusive or of
+  two pooled facts, which gradient descent does not find in reasonable time. Here a visual and an audio query of one
+  moment meet, and it is found within a few hundred steps (docs/synchrony.md has the measurements).
 - ``absent: zero`` drops the cross-attention's result of a modality that the clip lacks. In the original an all-zero
   mask becomes uniform attention over rows of padding, so the caption depends on how long the padding is.
 
@@ -38,7 +44,7 @@ from torch import Tensor, nn
 from avpipe.pipeline.config import Config as BaseConfig
 from avpipe.pipeline.features import MODALITIES, FeatureSpec
 from avpipe.train.batch import AttentionMap, Batch, Fused
-from avpipe.train.layers import TimeEmbedding, attend, initialise, key_bias, split_heads
+from avpipe.train.layers import TimeEmbedding, attend, initialise, split_heads
 
 LAYER_NORM_EPS = 1e-12  # BERT's; the visual input's norm is BLIP-2's ``ln_vision`` with torch's default
 VISUAL_INPUT_EPS = 1e-5
@@ -71,6 +77,8 @@ class Config(BaseConfig):
     """Of channels and of attention weights."""
     time_embedding: Literal["none", "sinusoidal"] = "sinusoidal"
     """Whether a row of features carries its time in seconds. The paper: none."""
+    query_times: Literal["none", "spread"] = "spread"
+    """Whether queries are spread over the clip's time and prefer what is near. The paper: none."""
     absent: Literal["zero", "uniform"] = "zero"
     """What a modality that the clip lacks adds to its queries: nothing, or, as in the authors' code, the mean of the
     padding (which makes a caption depend on how the batch is padded)."""
@@ -94,10 +102,16 @@ class Fusion(nn.Module):
         specs: the feature sets it reads, by name. Streams stand in the order video, audio, text.
     """
 
+    moments: Tensor
+    slopes: Tensor
+    source: Tensor
+    order: Tensor
+
     def __init__(self, config: Config, specs: Mapping[str, FeatureSpec]) -> None:
         super().__init__()
         self.width = config.out_width or config.width
         self.absent = config.absent
+        self.spread = config.query_times == "spread"
         self.names = tuple(sorted(specs, key=lambda name: MODALITIES.index(specs[name].modality)))
         ordered = [specs[name] for name in self.names]
         self.counts = [getattr(config.queries, spec.modality) for spec in ordered]
@@ -115,25 +129,35 @@ class Fusion(nn.Module):
             _Layer(config, [spec.dim for spec in ordered], crosses=index % config.cross_attention_every == 0)
             for index in range(config.layers)
         )
+        moments = torch.cat([(torch.arange(count) + 0.5) / count for count in self.counts])  # in units of the clip
+        self.register_buffer("moments", moments, persistent=False)
+        self.register_buffer("slopes", _slopes(config.heads), persistent=False)
+        order = [index for index in reversed(range(len(ordered))) for _ in range(self.counts[index])]  # audio first
+        first = [sum(self.counts[:index]) for index in range(len(ordered))]
+        positions = [first[index] + i for index in reversed(range(len(ordered))) for i in range(self.counts[index])]
+        self.register_buffer("source", torch.tensor(order), persistent=False)
+        self.register_buffer("order", torch.tensor(positions), persistent=False)
         self.outputs = nn.ModuleList(nn.Linear(config.width, self.width) for _ in ordered if config.out_width)
         initialise(self, config.initializer_std)
         nn.init.normal_(self.queries, std=config.initializer_std)
 
     def forward(self, batch: Batch, *, return_attention: bool = False) -> Fused:
-        """Rows in, queries out: S is the number of all queries. They have no time of their own."""
+        """Rows in, queries out: S is the number of all queries."""
         size = len(batch)
+        duration = self._duration_seconds(batch)
         contexts, biases, gates = [], [], []
         for index, name in enumerate(self.names):
             context = self.input_norms[index](batch.features[name])  # (B, T, dim)
             contexts.append(context + self.times[index](batch.pts_seconds[name]) if self.times else context)
-            biases.append(key_bias(batch.mask[name], context.dtype))
+            biases.append(self._cross_bias(index, batch.mask[name], batch.pts_seconds[name], duration))
             present = batch.present[name] if self.absent == "zero" else torch.ones_like(batch.present[name])
             gates.append(present.to(context.dtype)[:, None, None])
+        self_bias = self._self_bias()
         queries = self.dropout(self.query_norm(self.queries)).expand(size, -1, -1)
         streams = list(queries.split(self.counts, dim=1))
         attention: list[AttentionMap] = []
         for index, layer in enumerate(self.layers):
-            streams, weights = layer(streams, contexts, biases, gates, return_attention)
+            streams, weights = layer(streams, contexts, self_bias, biases, gates, return_attention)
             keys = ("all", *self.names) if layer.crosses else ("all",)
             attention += [
                 AttentionMap(layer=index, queries=key, keys=key, weights=weight)
@@ -141,17 +165,50 @@ class Fusion(nn.Module):
             ]
         if self.outputs:
             streams = [project(stream) for project, stream in zip(self.outputs, streams, strict=True)]
-        order = list(reversed(range(len(streams))))  # audio first
-        source = torch.tensor([index for index in order for _ in range(self.counts[index])], device=queries.device)
-        data = torch.cat([streams[index] for index in order], dim=1)
+        data = torch.cat(streams, dim=1)[:, self.order]
+        pts_seconds = self.moments * duration if self.spread else data.new_full((size, len(self.order)), torch.nan)
         return Fused(
             data=data,
             mask=data.new_ones(data.shape[:2], dtype=torch.bool),
-            pts_seconds=data.new_full(data.shape[:2], torch.nan, dtype=torch.float32),
+            pts_seconds=pts_seconds.float()[:, self.order],
             sources=self.names,
-            source=source,
+            source=self.source,
             attention=tuple(attention),
         )
+
+    def _duration_seconds(self, batch: Batch) -> Tensor:
+        """``(B, 1)``: the time of each clip's last real row in any modality."""
+        last = [
+            batch.pts_seconds[name].masked_fill(~batch.mask[name], 0).amax(dim=1, keepdim=True) for name in self.names
+        ]
+        return torch.stack(last).amax(dim=0).clamp(min=1e-3)
+
+    def _cross_bias(self, index: int, mask: Tensor, pts_seconds: Tensor, duration: Tensor) -> Tensor:
+        """What is added to a stream's scores, ``(B, H or 1, Q or 1, T)``: padding never, far moments less.
+
+        Distance is counted in steps from one query of the stream to the next, so that the same slopes serve short
+        clips and long ones: a query sees its share of the clip.
+        """
+        lowest = torch.finfo(torch.float32).min
+        bias = torch.zeros((), device=mask.device)
+        if self.spread:
+            count = self.counts[index]
+            moments = self.moments.split(self.counts)[index]
+            steps = (moments[:, None] - (pts_seconds / duration)[:, None, :]).abs() * count  # (B, Q, T)
+            bias = -self.slopes[:, None, None] * steps[:, None]
+        return bias.masked_fill(~mask[:, None, None, :], lowest)
+
+    def _self_bias(self) -> Tensor | None:
+        """The same between the queries, ``(1, H, all, all)``; steps of the stream with the fewest."""
+        if not self.spread:
+            return None
+        steps = (self.moments[:, None] - self.moments[None, :]).abs() * min(self.counts)
+        return -(self.slopes[:, None, None] * steps)[None]
+
+
+def _slopes(heads: int) -> Tensor:
+    """How fast each head's score falls with the distance in time: from 8 to 2 a step, and the last head not at all."""
+    return torch.cat([2 ** torch.linspace(3, 1, heads - 1), torch.zeros(1)])
 
 
 class _Layer(nn.Module):
@@ -165,11 +222,17 @@ class _Layer(nn.Module):
         self.feed_forwards = nn.ModuleList(_FeedForward(config) for _ in context_widths)
 
     def forward(
-        self, streams: list[Tensor], contexts: list[Tensor], biases: list[Tensor], gates: list[Tensor], maps: bool
+        self,
+        streams: list[Tensor],
+        contexts: list[Tensor],
+        self_bias: Tensor | None,
+        biases: list[Tensor],
+        gates: list[Tensor],
+        maps: bool,
     ) -> tuple[list[Tensor], list[Tensor]]:
         counts = [stream.shape[1] for stream in streams]
         together = torch.cat(streams, dim=1)
-        together, weights = self.self_attention(together, together, None, None, maps)
+        together, weights = self.self_attention(together, together, self_bias, None, maps)
         streams = list(together.split(counts, dim=1))
         all_weights = [weights]
         for index, attention in enumerate(self.cross_attentions):

@@ -1,0 +1,211 @@
+"""Decoding the sound of one clip once, for everybody who wants it at some rate.
+
+Samples are placed by their time stamps: what comes late starts late, a gap inside is filled with zeros, an overlap is
+dropped, and nothing drifts. The resampler is libswresample's, through its filter; it neither delays nor loses samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from fractions import Fraction
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.audio.frame import AudioFrame
+from av.audio.resampler import AudioResampler
+from av.audio.stream import AudioStream
+from av.packet import Packet
+from av.stream import Stream
+
+from avpipe.extract.demux import Source
+from avpipe.extract.media import AudioRequest, Waveform
+from avpipe.pipeline.errors import ClipError
+
+Samples = npt.NDArray[np.float32]
+
+_TOLERANCE_SECONDS = 0.02  # below a frame of any codec, above the jitter of any container
+_LONGEST_GAP_SECONDS = 60.0  # beyond it is the clock that jumped
+_CHUNK_SAMPLES = 1 << 15  # how much goes through a resampler at once
+
+
+class SoundReader:
+    """Decodes the sound packets of one clip as they come.
+
+    Args:
+        source: the open file.
+        stream: its sound.
+        requests: what is wanted.
+        start_seconds: of the clip, from the file's start.
+        stop_seconds: excluded; ``None``: the end of the file.
+
+    Attributes:
+        errors: how many packets did not decode so far.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        stream: AudioStream,
+        requests: Iterable[AudioRequest],
+        start_seconds: float,
+        stop_seconds: float | None,
+    ) -> None:
+        self._source, self._stream, self._context = source, stream, stream.codec_context
+        self._start = start_seconds
+        length = math.inf if stop_seconds is None else stop_seconds - start_seconds
+        self._lines = [_Line(request, min(length, request.max_seconds or math.inf)) for request in set(requests)]
+        self._rate = 0  # of the first frame; all that follows is brought to it
+        self._unpacker: _Unpacker | None = None
+        self._next: int | None = None  # where the next sample belongs, counted from the clip's start
+        self._shift = 0  # by which the clock jumped
+        self._packets = 0
+        self._is_done = False
+        self.errors = 0
+
+    def add(self, packet: Packet[Stream]) -> None:
+        """Decode the next packet of the stream."""
+        self._packets += 1
+        if not self._is_done:
+            self._decode(packet)
+
+    def finish(self) -> dict[AudioRequest, Waveform]:
+        """The waveforms, by what was asked for; none where there is no sound in the clip."""
+        if not self._is_done:
+            self._decode(None)
+            if self._unpacker:
+                self._place(self._unpacker.flush(), None)
+        if self.errors:
+            self._source.notes.append(f"sound damaged: {self.errors} of {self._packets} packets do not decode")
+        waveforms = ((line.request, line.finish()) for line in self._lines)
+        return {request: waveform for request, waveform in waveforms if waveform is not None}
+
+    def _decode(self, packet: Packet[Stream] | None) -> None:
+        try:
+            frames = self._context.decode(packet)
+        except av.FFmpegError as error:
+            if isinstance(error, MemoryError):
+                raise ClipError("memory", f"decoding sound: {error.strerror}") from None
+            self.errors += 1
+            return
+        for frame in frames:
+            if self._next is None and self._start:
+                self.errors = 0  # cut off from what came before, and not part of the clip
+            self._take(frame)
+
+    def _take(self, frame: AudioFrame) -> None:
+        if not frame.samples or not frame.sample_rate:
+            return
+        self._rate = self._rate or frame.sample_rate
+        if self._unpacker is None or not self._unpacker.fits(frame):
+            if self._unpacker:
+                self._place(self._unpacker.flush(), None)
+            self._unpacker = _Unpacker(frame, self._rate)
+        self._place(self._unpacker.unpack(frame), self._source.seconds(frame.pts, self._stream))
+
+    def _place(self, samples: Samples, seconds: float | None) -> None:
+        """Hand on samples ``(n, channels)`` that belong at ``seconds`` of the file, or right after those before."""
+        if seconds is not None:
+            position = round((seconds - self._start) * self._rate)
+            if self._next is None:
+                self._next = position
+            gap = position - self._shift - self._next
+            if abs(gap) > _LONGEST_GAP_SECONDS * self._rate:
+                self._source.notes.append(f"sound: the clock jumps by {gap / self._rate:.1f} s; ignored")
+                self._shift += gap
+            elif gap > _TOLERANCE_SECONDS * self._rate:
+                self._hand_on(np.zeros((gap, 1), np.float32))
+            elif gap < -_TOLERANCE_SECONDS * self._rate:
+                samples = samples[-gap:]
+        self._hand_on(samples)
+
+    def _hand_on(self, samples: Samples) -> None:
+        position = self._next or 0
+        self._next = position + len(samples)
+        before = max(0, -position)
+        if len(samples) > before:
+            for line in self._lines:
+                line.add(samples[before:], position + before, self._rate)
+            self._is_done = all(line.is_full for line in self._lines)
+
+
+class _Unpacker:
+    """Brings decoded frames of one format to float32 ``(n, channels)`` at one rate.
+
+    Always through the resampler and a packed format, even where nothing is to be done: the planes of a frame with eight
+    channels or more are not safe to touch (PyAV sees one too many).
+    """
+
+    def __init__(self, frame: AudioFrame, rate: int) -> None:
+        self._format, self._is_delayed = self._of(frame), frame.sample_rate != rate
+        self._resampler = AudioResampler(format="flt", layout=frame.layout, rate=rate)
+
+    @staticmethod
+    def _of(frame: AudioFrame) -> tuple[str, str, int]:
+        return frame.format.name, frame.layout.name, frame.sample_rate
+
+    def fits(self, frame: AudioFrame) -> bool:
+        return self._of(frame) == self._format
+
+    def unpack(self, frame: AudioFrame | None) -> Samples:
+        parts = [
+            part.to_ndarray().reshape(-1, part.layout.nb_channels) for part in self._resampler.resample(frame) if part
+        ]
+        samples: Samples = np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
+        # A damaged packet may decode to anything.
+        return samples if np.isfinite(samples).all() else np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
+
+    def flush(self) -> Samples:
+        return self.unpack(None) if self._is_delayed else np.zeros((0, 1), np.float32)
+
+
+class _Line:
+    """The waveform for one request, as it grows."""
+
+    def __init__(self, request: AudioRequest, limit_seconds: float) -> None:
+        self.request, self._limit_seconds = request, limit_seconds
+        self._rate = self._begin = self._count = 0
+        self._waiting: list[Samples] = []
+        self._parts: list[Samples] = []
+        self._resampler: AudioResampler | None = None
+        self.is_full = False
+
+    def add(self, samples: Samples, position: int, rate: int) -> None:
+        if not self._count:
+            self._rate, self._begin = rate, position
+            if rate != self.request.sample_rate:
+                self._resampler = AudioResampler(format="flt", layout="mono", rate=self.request.sample_rate)
+        if math.isfinite(self._limit_seconds):
+            room = max(0, math.ceil(self._limit_seconds * rate) - position)
+            self.is_full = room <= len(samples)
+            samples = samples[:room]
+        mono = samples[:, 0] if self.request.downmix == "first" else samples.mean(axis=1, dtype=np.float32)
+        self._waiting.append(mono)
+        self._count += len(mono)
+        if sum(map(len, self._waiting)) >= _CHUNK_SAMPLES:
+            self._resample()
+
+    def finish(self) -> Waveform | None:
+        if not self._count:
+            return None
+        self._resample()
+        if self._resampler:
+            self._parts += [part.to_ndarray()[0] for part in self._resampler.resample(None)]
+        if not self._parts:  # shorter than the resampler's filter
+            return None
+        # The resampler rounds the number of samples up.
+        data = np.concatenate(self._parts)[: round(self._count * self.request.sample_rate / self._rate)]
+        if not len(data):
+            return None
+        return Waveform(data=data, sample_rate=self.request.sample_rate, start_seconds=self._begin / self._rate)
+
+    def _resample(self) -> None:
+        samples = np.concatenate(self._waiting) if self._waiting else np.zeros(0, np.float32)
+        self._waiting = []
+        if not self._resampler:
+            self._parts.append(samples)
+        elif len(samples):
+            frame = AudioFrame.from_ndarray(samples[None], format="flt", layout="mono")
+            frame.sample_rate, frame.time_base = self._rate, Fraction(1, self._rate)
+            self._parts += [part.to_ndarray()[0] for part in self._resampler.resample(frame)]

@@ -1,0 +1,229 @@
+"""Every metric there is keeps the contract; those taken over from pycocoevalcap give its numbers, clip by clip."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from avpipe.eval import ptb
+from avpipe.eval.java import Java, JavaError
+from avpipe.eval.metric import MetricResult, Tools, find_metrics, load, pycocoevalcap_file
+from avpipe.eval.metrics import REGISTRY, meteor
+from avpipe.pipeline.errors import UnknownNameError
+
+from .toys import TOY_CANDIDATES, TOY_REFERENCES, FakeJava, is_gone
+
+Words = tuple[dict[str, list[str]], dict[str, str]]
+METRICS = REGISTRY.names()
+
+
+@pytest.fixture(scope="session")
+def words(tools: Tools) -> Words:
+    """The toy corpus as words, with a clip that has no caption."""
+    references = ptb.tokenise_by_clip(TOY_REFERENCES, tools)
+    candidates = dict(zip(TOY_CANDIDATES, ptb.tokenise(list(TOY_CANDIDATES.values()), tools), strict=True))
+    return references | {"empty": ["a dog"]}, candidates | {"empty": ""}
+
+
+def link_meteor(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Has METEOR run from another folder; returns where its paraphrase table belongs."""
+    (folder / "data").mkdir(parents=True)
+    (folder / "meteor-1.5.jar").symlink_to(pycocoevalcap_file("meteor", "meteor-1.5.jar"))
+    monkeypatch.setattr(meteor, "pycocoevalcap_file", lambda _, *parts: folder.joinpath(*parts))
+    return folder / "data" / "paraphrase-en.gz"
+
+
+@pytest.fixture(scope="session")
+def results(
+    words: Words, packaged_java: Java, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, MetricResult]]:
+    """Of every metric, on the Java that avpipe installs, with METEOR in a folder whose name breaks pycocoevalcap's."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        table = link_meteor(tmp_path_factory.mktemp("meteor") / "a path with späces", monkeypatch)
+        table.symlink_to(pycocoevalcap_file("meteor", "data", "paraphrase-en.gz"))
+        yield {name: load(name).compute(*words, Tools(packaged_java)) for name in METRICS}
+
+
+# The contract
+
+
+def test_there_are_metrics() -> None:
+    assert {"bleu", "cider", "meteor", "rouge_l"} <= set(METRICS)
+
+
+def test_names_of_scores_are_unique() -> None:
+    names = [name for metric in METRICS for name in load(metric).NAMES]
+    assert len(names) == len(set(names)) >= len(METRICS)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_docstring_says_where_it_comes_from(name: str) -> None:
+    doc = load(name).__doc__ or ""
+    assert [word for word in ("Paper:", "Author's code:", "Deviations") if word not in doc] == []
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_scores_are_numbers_by_name_and_id(name: str, words: Words, results: Mapping[str, MetricResult]) -> None:
+    result, module = results[name], load(name)
+    assert tuple(result.corpus) == tuple(result.per_clip) == module.NAMES
+    for score in module.NAMES:
+        by_clip = result.per_clip[score]
+        assert list(by_clip) == list(words[0])
+        assert all(type(value) is float and 0 <= value <= 10 for value in (result.corpus[score], *by_clip.values()))
+        assert isinstance(module.VERSION, str)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_better_captions_score_higher(name: str, results: Mapping[str, MetricResult]) -> None:
+    for by_clip in results[name].per_clip.values():
+        # Equal to a reference; near one; about something else; nothing at all.
+        assert by_clip["video7010"] > by_clip["m0"] > by_clip["Z9"] >= by_clip["empty"]
+        assert by_clip["empty"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_sides_that_differ_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="expected the same ids in the same order"):
+        load(name).compute({"a": ["x"], "b": ["x"]}, {"b": "x", "a": "x"}, Tools())
+
+
+def test_result_with_a_score_that_has_no_clips_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"per_clip: expected the names \['CIDEr'\], got \[\]"):
+        MetricResult(corpus={"CIDEr": 1.0}, per_clip={})
+
+
+def test_metrics_are_found_by_their_name_or_by_that_of_a_score() -> None:
+    assert list(find_metrics(["cider", "METEOR", "Bleu_4", "Bleu_1", "rouge_l"])) == [
+        "cider",
+        "meteor",
+        "bleu",
+        "rouge_l",
+    ]
+    with pytest.raises(UnknownNameError, match=r"unknown metric 'CIDER-R'.*known: Bleu_1, .*CIDEr.*cider"):
+        find_metrics(["CIDEr", "CIDER-R"])
+
+
+# The numbers
+
+
+def original(name: str, words: Words) -> dict[str, dict[str, float]]:
+    """Per-clip scores by pycocoevalcap alone, with the clips in sorted order; "corpus" beside the ids."""
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.meteor.meteor import Meteor
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    ids = sorted(words[0])
+    gts, res = {key: words[0][key] for key in ids}, {key: [words[1][key]] for key in ids}
+    scorer = {"bleu": lambda: Bleu(4), "cider": Cider, "meteor": Meteor, "rouge_l": Rouge}[name]()
+    corpus, per_clip = scorer.compute_score(gts, res)
+    if name != "bleu":
+        corpus, per_clip = [corpus], [per_clip]
+    return {
+        score: {**dict(zip(ids, values, strict=True)), "corpus": whole}
+        for score, whole, values in zip(load(name).NAMES, corpus, per_clip, strict=True)
+    }
+
+
+@pytest.mark.parametrize("name", ["bleu", "cider", "meteor", "rouge_l"])
+def test_numbers_are_those_of_pycocoevalcap_in_any_order_of_the_clips(
+    name: str, words: Words, results: Mapping[str, MetricResult], original_java: None
+) -> None:
+    for score, theirs in original(name, words).items():
+        ours = {**results[name].per_clip[score], "corpus": results[name].corpus[score]}
+        assert ours == pytest.approx(theirs, rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["bleu", "cider", "rouge_l"])
+@given(seed=st.integers())
+def test_order_of_the_clips_is_irrelevant(
+    name: str, words: Words, results: Mapping[str, MetricResult], seed: int
+) -> None:
+    ids = list(words[0])
+    random.Random(seed).shuffle(ids)
+    shuffled = load(name).compute({key: words[0][key] for key in ids}, {key: words[1][key] for key in ids}, Tools())
+    assert shuffled.corpus == pytest.approx(results[name].corpus)
+    for score, by_clip in shuffled.per_clip.items():
+        assert by_clip == pytest.approx(results[name].per_clip[score])
+
+
+def test_a_perfect_system_is_perfect() -> None:
+    references = {"a": ["a red ball rolls down", "a ball"], "b": ["a blue kite flies very high"]}
+    candidates = {"a": "a red ball rolls down", "b": "a blue kite flies very high"}
+    for name in ("bleu", "rouge_l"):
+        assert all(
+            value == pytest.approx(1) for value in load(name).compute(references, candidates, Tools()).corpus.values()
+        )
+    # Ten is only for a clip whose every reference is the caption.
+    by_clip = load("cider").compute(references, candidates, Tools()).per_clip["CIDEr"]
+    assert by_clip["b"] == pytest.approx(10)
+    assert by_clip["a"] < 10
+
+
+def test_cider_of_a_single_clip_is_zero_and_says_why() -> None:
+    result = load("cider").compute({"a": ["a dog barks"]}, {"a": "a dog barks"}, Tools())
+    assert result.corpus == {"CIDEr": 0.0}
+    assert result.notes == (
+        "CIDEr of a single clip is always 0: its word weights are counted over the clips that are scored",
+    )
+    assert load("cider").compute({"a": ["a dog"], "b": ["a cat"]}, {"a": "a dog", "b": "a cat"}, Tools()).notes == ()
+
+
+# METEOR and what may befall it
+
+TWO: Words = ({"a": ["a dog"], "b": ["a cat"]}, {"a": "a dog", "b": "cats"})
+
+# Answers as the jar does, but every clip scores what {answer} says.
+PRETENDER = """
+import sys
+for line in sys.stdin:
+    if line.startswith("SCORE"):
+        print(" ".join(["1.0"] * 23), flush=True)
+    else:
+        print(*["{answer}"] * (line.count("|||") + 1), sep="\\n", flush=True)
+"""
+
+
+def test_meteor_speaks_the_protocol_of_the_jar(fake_java: FakeJava) -> None:
+    result = meteor.compute(*TWO, Tools(fake_java(PRETENDER.format(answer="0.25"))))
+    assert result == MetricResult(corpus={"METEOR": 0.25}, per_clip={"METEOR": {"a": 0.25, "b": 0.25}})
+
+
+@pytest.mark.parametrize("answer", ["0,5", "NaN", "1.5", "Error: no"])
+def test_meteor_refuses_what_is_no_score(fake_java: FakeJava, answer: str) -> None:
+    with pytest.raises(JavaError, match=rf"METEOR: expected a number from 0 to 1, got '{answer}'"):
+        meteor.compute(*TWO, Tools(fake_java(PRETENDER.format(answer=answer))))
+
+
+def test_meteor_refuses_statistics_that_are_none(fake_java: FakeJava) -> None:
+    with pytest.raises(JavaError, match=r"METEOR: expected 23 numbers, got 'SCORE \|\|\| a dog \|\|\| a dog'"):
+        meteor.compute(*TWO, Tools(fake_java("exec cat")))
+
+
+def test_meteor_is_tried_again_when_it_was_killed(fake_java: FakeJava, tmp_path: Path) -> None:
+    pretender = fake_java(PRETENDER.format(answer="0.5")).path
+    java = fake_java(f"test -e {tmp_path}/mark && exec {pretender}; touch {tmp_path}/mark; kill -9 $$")
+    assert meteor.compute(*TWO, Tools(java)).corpus == {"METEOR": 0.5}
+
+
+def test_meteor_that_hangs_is_killed_and_tried_once_more(fake_java: FakeJava, tmp_path: Path) -> None:
+    java = fake_java(f"sleep 987 & echo $$ $! >> {tmp_path}/pids; wait")
+    with pytest.raises(JavaError, match=r"METEOR hangs: no sign of life for 1\.5 s after 0 of 2 answers.*tried twice"):
+        meteor.compute(*TWO, Tools(java, patience_seconds=1.5))
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    assert len(pids) == 4
+    assert all(map(is_gone, pids))
+
+
+def test_meteor_with_a_damaged_paraphrase_table_is_not_believed(
+    tools: Tools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The jar itself prints a stack trace, goes on without paraphrases and answers.
+    link_meteor(tmp_path / "damaged", monkeypatch).write_bytes(b"no paraphrases")
+    with pytest.raises(JavaError, match=r"not to be trusted: java\.util\.zip\.ZipException: Not in GZIP format"):
+        meteor.compute(*TWO, tools)

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from avpipe.eval import ptb
+from avpipe.eval.coverage import clean
+from avpipe.eval.java import Java, JavaError, find_java
+from avpipe.eval.metric import Tools, pycocoevalcap_file
+from avpipe.pipeline.errors import MissingPackageError, ScoringError
+
+from .toys import TOY_REFERENCES, FakeJava
+
+# From captions to words: what the jar does, as seen in pycocoevalcap.
+EXAMPLES = {
+    "A man, riding  a horse.": "a man riding a horse",
+    "He said: \"it's Bob's\"; she didn't!": "he said it 's bob 's she did n't",
+    "two dogs (brown) - running...": "two dogs -lrb- brown -rrb- running",  # as it has always been
+    "café naïve 中文": "café naïve 中文",
+    "a 😀 cat": "a cat",
+    "...": "",
+    "": "",
+    "the end": "the end",
+}
+
+
+def test_words(tools: Tools) -> None:
+    assert dict(zip(EXAMPLES, ptb.tokenise(list(EXAMPLES), tools), strict=True)) == EXAMPLES
+
+
+def test_words_are_the_same_on_the_packaged_java(packaged_java: Java, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "C")  # an ASCII machine
+    assert ptb.tokenise(list(EXAMPLES), Tools(packaged_java)) == list(EXAMPLES.values())
+
+
+def test_words_by_clip(tools: Tools) -> None:
+    words = ptb.tokenise_by_clip({"b": ["Two.", "Words here"], "a": ["Yes!"]}, tools)
+    assert words == {"b": ["two", "words here"], "a": ["yes"]}
+    assert list(words) == ["b", "a"]
+
+
+def test_nothing_needs_no_java(no_java: None) -> None:
+    assert ptb.tokenise([], Tools()) == []
+
+
+def test_no_java(no_java: None) -> None:
+    with pytest.raises(JavaError, match="no usable Java"):
+        ptb.tokenise(["a"], Tools())
+
+
+def test_words_equal_those_of_pycocoevalcap(tools: Tools, original_java: None) -> None:
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    captions = {key: [clean(text) for text in several] for key, several in TOY_REFERENCES.items()}
+    theirs = PTBTokenizer().tokenize({key: [{"caption": text} for text in texts] for key, texts in captions.items()})
+    assert ptb.tokenise_by_clip(captions, tools) == theirs
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.lists(st.text(st.characters(exclude_categories=())), min_size=1, max_size=100))
+def test_any_text_is_survived_one_line_a_caption(captions: list[str]) -> None:
+    assert len(ptb.tokenise([clean(caption) for caption in captions], Tools(find_java()))) == len(captions)
+
+
+def test_each_control_character_and_separator_is_survived(tools: Tools) -> None:
+    code_points = [*range(0xA0), 0x2028, 0x2029, 0x200B, 0xFEFF, 0xD800, 0xDFFF]
+    captions = [clean(f"number {number} a{chr(number)}b end") for number in code_points]
+    lines = ptb.tokenise(captions, tools)
+    assert [line.split()[1] for line in lines] == list(map(str, code_points))
+
+
+def test_a_caption_that_is_not_cleaned_stops_with_both_numbers(tools: Tools) -> None:
+    with pytest.raises(ScoringError, match=r"3 captions in, 4 lines out"):
+        ptb.tokenise(["one", "two\rtwo", "three"], tools)
+
+
+def test_a_line_short_stops_with_both_numbers(fake_java: FakeJava) -> None:
+    java = fake_java("read first; exec cat")
+    with pytest.raises(ScoringError, match=r"3 captions in, 2 lines out"):
+        ptb.tokenise(["one", "two", "three"], Tools(java))
+
+
+def test_a_hanging_tokeniser_is_tried_twice(fake_java: FakeJava) -> None:
+    with pytest.raises(JavaError, match=r"PTB tokeniser hangs: no sign of life for 0\.3 s.*tried twice"):
+        ptb.tokenise(["one"], Tools(fake_java("exec sleep 987"), patience_seconds=0.3))
+
+
+def test_paths_with_spaces(tools: Tools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "a path with späces"
+    folder.mkdir()
+    (folder / "jar").symlink_to(pycocoevalcap_file("tokenizer", "stanford-corenlp-3.4.1.jar"))
+    monkeypatch.setattr(ptb, "pycocoevalcap_file", lambda *_: folder / "jar")
+    assert ptb.tokenise(["A man, riding"], tools) == ["a man riding"]
+
+
+def test_missing_jar() -> None:
+    with pytest.raises(MissingPackageError, match=r"pycocoevalcap/meteor/none\.jar is not there\. Try: pip install"):
+        pycocoevalcap_file("meteor", "none.jar")

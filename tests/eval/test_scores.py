@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from avpipe.eval.scores import ScoreReport, footnotes, table
+
+REPORT = ScoreReport(
+    split="test",
+    scores={"CIDEr": 0.5997905, "METEOR": None},
+    reasons={"METEOR": "no usable Java"},
+    per_clip={"b": {"CIDEr": 1.0}, "a": {"CIDEr": 0.1995810}},
+    captions={"b": 'says "no", twice', "a": "=1+1 é"},
+    references_per_clip=(5, 5),
+    references_sha256="3f2a01bc" + 56 * "0",
+    scored=2,
+    expected=3,
+    missing_policy="drop",
+    missing=("c",),
+    altered_candidates=1,
+    altered_references=0,
+    tokeniser="ptb3.4.1",
+    metric_versions={"CIDEr": "idf:refs", "METEOR": ""},
+    java="1.8.0_292",
+    versions={"pycocoevalcap": "1.2", "avpipe": "0.1.0"},
+    notes=("a note",),
+)
+REST = "java:8|pycocoevalcap:1.2|avpipe:0.1.0"
+
+
+def test_signature_of_each_score() -> None:
+    assert REPORT.signature("CIDEr") == (
+        f"CIDEr|n:2/3|refs:5|split:test@3f2a01bc|tok:ptb3.4.1|idf:refs|missing:drop|{REST}"
+    )
+    assert REPORT.signature("METEOR") == f"METEOR|n:2/3|refs:5|split:test@3f2a01bc|tok:ptb3.4.1|missing:drop|{REST}"
+
+
+def test_protocol_is_what_the_signatures_share() -> None:
+    several = replace(REPORT, references_per_clip=(1, 9), split="", java="")
+    assert several.protocol == (
+        "n:2/3|refs:1-9|split:@3f2a01bc|tok:ptb3.4.1|missing:drop|java:none|pycocoevalcap:1.2|avpipe:0.1.0"
+    )
+
+
+def test_files(tmp_path: Path) -> None:
+    summary, by_clip = REPORT.write(tmp_path / "scores")
+    assert (summary, by_clip) == (tmp_path / "scores" / "test.json", tmp_path / "scores" / "test.csv")
+    written = json.loads(summary.read_text())
+    assert written == REPORT.to_json()
+    assert written["scores"] == {"CIDEr": 0.5997905, "METEOR": None}
+    assert written["signatures"]["CIDEr"] == REPORT.signature("CIDEr")
+    rows = list(csv.reader(io.StringIO(by_clip.read_text(encoding="utf-8"))))
+    assert rows == [
+        ["clip_id", "CIDEr", "METEOR", "caption"],
+        ["b", "1.0", "", 'says "no", twice'],
+        ["a", "0.199581", "", "=1+1 é"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("split", "stem", "name"), [("test", "beam5", "beam5"), ("", "", "scores"), ("val", "", "val")]
+)
+def test_names_of_files(tmp_path: Path, split: str, stem: str, name: str) -> None:
+    assert replace(REPORT, split=split).write(tmp_path, stem)[0] == tmp_path / f"{name}.json"
+
+
+@pytest.mark.parametrize(("percent", "shown"), [(False, "0.5998"), (True, "59.98")])
+def test_table(percent: bool, shown: str) -> None:
+    console = Console(width=60, record=True, file=io.StringIO())
+    console.print(table(REPORT, percent=percent))
+    text = console.export_text()
+    assert shown in text
+    assert next(line for line in text.splitlines() if "METEOR" in line).split()[-2] == "none"
+    assert ("x 100" in text) == percent
+
+
+def test_footnotes_tell_protocol_reasons_and_notes() -> None:
+    assert footnotes(REPORT) == [REPORT.protocol, "no METEOR: no usable Java", "a note"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reasons": {}}, r"each score that is None, and no other; got \['METEOR'\]"),
+        ({"reasons": {"METEOR": "x", "CIDEr": "y"}}, r"got \['CIDEr'\]"),
+        ({"scored": 3}, r"expected the 3 scored clips, got 2 and 2"),
+        ({"captions": {"b": "x"}}, r"expected the 2 scored clips, got 2 and 1"),
+    ],
+)
+def test_a_report_that_contradicts_itself_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(REPORT, **changes)

@@ -1,0 +1,45 @@
+"""A toy corpus in our own words, and a look at whether a process is gone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import psutil
+
+from avpipe.eval.java import Java
+
+# Ids out of sorted order, numbers of references that differ, and what captions hold in the wild.
+TOY_REFERENCES = {
+    "video7010": ["a red square slides to the left", "the square, which is red, moves left", "a square moves"],
+    "G0mjFqytJt4_000152_000162": ["a siren wails twice and a dog barks", "two sirens are heard, then barking"],
+    "12": ["someone's phone rings; he doesn't answer", 'a man says "no" and lets the phone ring'],
+    "7": ["une voix dit « café » près d'une fenêtre", "a voice says café"],
+    "a-b": ["it costs $5.50 (about 1/2 of before)", "the price is halved to $ 5.50 -- really"],
+    "Z9": ["a cat 😀 sleeps on a green sofa", "the cat is sleeping"],
+    "m0": ["large waves break on the shore", "big waves are breaking on the beach"],
+}
+TOY_CANDIDATES = {
+    "video7010": "a red square slides to the left",
+    "G0mjFqytJt4_000152_000162": "a siren wails and two dogs bark",
+    "12": "a man doesn't answer the phone",
+    "7": "une voix dit « café »",
+    "a-b": "the price is $5.50 (one half)",
+    "Z9": "a violin plays",
+    "m0": "huge waves are crashing on the beach",
+}
+
+FakeJava = Callable[[str], Java]
+
+
+def is_gone(pid: int, seconds: float = 10.0) -> bool:
+    """No such process, or nobody has collected its remains yet."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.02)
+    return False

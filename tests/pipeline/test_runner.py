@@ -1,0 +1,234 @@
+"""The runner does every task once, survives workers that die, and stops for bugs and for the user."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+
+from avpipe.pipeline.errors import AvpipeError, StoreError
+from avpipe.pipeline.runner import Died, Done, Event, Progress, Ready, RunReport, Started, run
+from avpipe.pipeline.shards import pending, plan, verify
+from avpipe.pipeline.store import FeatureSet
+
+from . import toys
+from .toys import Deed, DeedWorker
+
+
+def do(
+    notes: Path, *deeds: Deed, processes: int = 2, retries: int = 2, start: str = ""
+) -> tuple[RunReport, list[Event]]:
+    events: list[Event] = []
+    make_worker = partial(DeedWorker, notes, start=start)
+    report = run(deeds, make_worker, processes=processes, retries=retries, on_event=events.append)
+    return report, events
+
+
+def noted(notes: Path, pattern: str) -> list[list[str]]:
+    return [path.name.split("-")[1:] for path in sorted(notes.glob(pattern))]
+
+
+def children() -> list[psutil.Process]:
+    """Of this process, but for multiprocessing's own."""
+    found = psutil.Process().children(recursive=True)
+    return [child for child in found if "resource_tracker" not in " ".join(child.cmdline())]
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    for _ in range(200):
+        if condition():
+            return
+        time.sleep(0.05)
+    pytest.fail(f"never {what}")
+
+
+def test_every_task_is_done_once(tmp_path: Path) -> None:
+    deeds = [Deed(f"d{i}") for i in range(9)]
+    report, events = do(tmp_path, *deeds)
+    assert sorted(report.done) == sorted(deed.name for deed in deeds)
+    assert (report.failed, report.deaths, report.counts["deeds"]) == ({}, 0, 9)
+    tries = noted(tmp_path, "try-*")
+    assert sorted(name for name, *_ in tries) == sorted(report.done)
+    assert len(noted(tmp_path, "born-*")) == 2  # each builds its worker once
+    assert sorted(noted(tmp_path, "closed-*")) == sorted(noted(tmp_path, "born-*"))
+    assert {int(pid) for *_, pid in tries} <= {int(pid) for _, pid in noted(tmp_path, "born-*")} - {os.getpid()}
+    assert children() == []
+    for name in report.done:
+        of_task = [type(event) for event in events if getattr(event, "task", None) == name]
+        assert of_task == [Started, Progress, Done]
+    assert {event.rank for event in events} == {0, 1}
+    assert isinstance(events[0], Ready)
+
+
+def test_no_more_processes_than_tasks(tmp_path: Path) -> None:
+    report, _ = do(tmp_path, Deed("only"), processes=5)
+    assert report.done == ("only",)
+    assert len(noted(tmp_path, "born-*")) == 1
+    report, events = do(tmp_path)
+    assert (report, events) == (RunReport(), [])
+
+
+@pytest.mark.parametrize("way", ["die", "exit", "segfault"])
+def test_a_death_costs_a_retry_in_a_fresh_process(tmp_path: Path, way: str) -> None:
+    report, events = do(tmp_path, Deed("a"), Deed("b", way), Deed("c"), processes=1)
+    assert sorted(report.done) == ["a", "b", "c"]
+    assert (report.failed, report.deaths, report.counts["deeds"]) == ({}, 1, 3)
+    tries = noted(tmp_path, "try-b-*")
+    assert [number for _, number, *_ in tries] == ["0", "1"]
+    assert tries[0][3] != tries[1][3]  # pid
+    assert tries[0][2] == tries[1][2]  # rank: the same GPU
+    (death,) = [event for event in events if isinstance(event, Died)]
+    assert death.reason in {
+        "was killed (SIGKILL; often by the system, when memory is short)",
+        "ended with exit status 7",
+        "crashed (SIGSEGV)",
+    }
+
+
+def test_a_task_that_kills_every_process_is_given_up_and_the_others_go_on(tmp_path: Path) -> None:
+    deadly = Deed("deadly", "segfault", times=99)
+    report, _ = do(tmp_path, deadly, *(Deed(f"d{i}") for i in range(4)))
+    assert sorted(report.done) == ["d0", "d1", "d2", "d3"]
+    assert report.failed == {"deadly": "tried 3 times, its process crashed (SIGSEGV)"}
+    assert report.deaths == 3
+    assert len(noted(tmp_path, "try-deadly-*")) == 3
+    report, _ = do(tmp_path, Deed("deadly", "die", times=99), processes=1, retries=0)
+    assert report.failed["deadly"].startswith("tried 1 times, its process was killed (SIGKILL")
+
+
+def test_a_bug_stops_the_run_and_brings_its_traceback(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="no such key") as caught:
+        do(tmp_path, Deed("a", "bug"), *(Deed(f"d{i}") for i in range(20)), processes=1)
+    (note,) = caught.value.__notes__
+    assert note.startswith("in worker 0, task a:\nTraceback")
+    assert 'in act\n    {}["no such key"]' in note
+    assert noted(tmp_path, "try-*") == [["a", "0", "0", noted(tmp_path, "born-*")[0][1]]]  # nothing more was begun
+    assert len(noted(tmp_path, "closed-*")) == 1  # it cleaned up
+    assert children() == []
+
+
+def test_errors_for_the_user_stop_the_run(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="the disk is full") as caught:
+        do(tmp_path, Deed("a", "disk full"), Deed("b"))
+    assert str(caught.value) == "cannot write /data/00000.h5: the disk is full"
+
+
+def test_a_broken_pipe_of_the_workers_own_is_a_bug_like_any_other(tmp_path: Path) -> None:
+    with pytest.raises(BrokenPipeError, match="of the worker's own"):
+        do(tmp_path, Deed("a", "broken pipe"))
+
+
+def test_an_exception_that_cannot_cross_the_border_is_told_in_words(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="this") as caught:
+        do(tmp_path, Deed("a", "unpicklable"))
+    assert str(caught.value) == "UnpicklableError: this and that"
+
+
+def test_a_worker_that_cannot_be_built_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="the disk is full") as caught:
+        do(tmp_path, Deed("a"), start="disk full")
+    assert caught.value.__notes__[0].startswith("in worker 0, outside of a task:")
+
+
+def test_processes_that_die_while_starting_do_not_do_so_for_ever(tmp_path: Path) -> None:
+    with pytest.raises(
+        AvpipeError, match=r"die before they take up work \(3 of them; the last was killed .*fewer processes"
+    ):
+        do(tmp_path, Deed("a"), Deed("b"), start="die")
+    assert len(noted(tmp_path, "born-*")) in (3, 4)
+    assert children() == []
+
+
+def test_nonsense_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected distinct names, got 'a' more than once"):
+        do(tmp_path, Deed("a"), Deed("a"))
+    with pytest.raises(ValueError, match="processes: expected at least 1, got 0"):
+        do(tmp_path, Deed("a"), processes=0)
+
+
+def test_a_fault_of_the_listener_leaves_no_processes(tmp_path: Path) -> None:
+    def on_event(event: Event) -> None:
+        raise ZeroDivisionError(type(event).__name__)
+
+    with pytest.raises(ZeroDivisionError, match="Ready"):
+        run([Deed("a"), Deed("b")], partial(DeedWorker, tmp_path), processes=2, on_event=on_event)
+    assert children() == []
+
+
+# --- a whole program, and the ways to stop it ---
+
+
+def start_program(folder: Path, format: str, processes: int) -> subprocess.Popen[str]:
+    """Extracts toy features; returned when it has begun to work."""
+    command = [sys.executable, toys.__file__, str(folder), format, str(processes)]
+    root = str(Path(__file__).parents[2])
+    program = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, "PYTHONPATH": root}
+    )
+    assert program.stdout is not None
+    assert program.stdout.readline() in ("working\n", "finished\n")
+    return program
+
+
+def test_ctrl_c_ends_every_process_cleanly_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "toy"
+    program = start_program(folder, "hdf5", 2)
+    wait_until(lambda: any(folder.glob("0*.json")), "a shard was finished")
+    workers = psutil.Process(program.pid).children(recursive=True)
+    os.killpg(program.pid, signal.SIGINT)  # as a terminal does: to all processes at once
+    assert program.wait(20) == 130
+    wait_until(lambda: not any(worker.is_running() for worker in workers), "gone")
+    assert list(folder.glob(".*")) == []  # whatever was begun is swept up
+    assert {path.name for path in tmp_path.glob("closed-*")} == {"closed-0", "closed-1"}
+    assert verify(folder) == []
+    before = set(folder.glob("*.h5"))
+    times = {path: path.stat().st_mtime_ns for path in before}
+    program = start_program(folder, "hdf5", 2)
+    assert program.wait(60) == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == times  # done is done
+    assert FeatureSet(folder).missing(toys.CLIP_IDS) == []
+
+
+@pytest.mark.parametrize(("format", "times"), [("hdf5", 5), ("webdataset", 2)])
+def test_killed_again_and_again_the_bytes_are_those_of_an_unbroken_run(tmp_path: Path, format: str, times: int) -> None:
+    """``kill -9`` of the parent at random moments. Its workers must not outlive it, nor anything half-written count."""
+    unbroken, folder = tmp_path / "unbroken", tmp_path / "toy"
+    toys.write_spec(unbroken, toys.spec())
+    plans = plan(toys.CLIP_IDS, 5)
+    for planned in plans:
+        toys.write_shard(unbroken, planned, format)
+    expected = toys.contents(unbroken)
+    rng = toys.np.random.default_rng(len(format))
+    kills = 0
+    while kills < times:
+        program = start_program(folder, format, 2)
+        workers = psutil.Process(program.pid).children(recursive=True)
+        time.sleep(rng.uniform(0, 0.4))
+        program.kill()
+        if program.wait() == 0:
+            break
+        kills += 1
+        wait_until(lambda workers=workers: not any(worker.is_running() for worker in workers), "gone")
+        present = {name: content for name, content in toys.contents(folder).items() if not name.startswith(".")}
+        marked = {Path(name).stem for name in present if name.endswith(".json")}
+        for name, content in present.items():
+            if Path(name).stem in marked:
+                assert content == expected[name]
+        assert {problem.reason for problem in verify(folder)} <= {
+            "left by a run that was killed",
+            "has no completion mark: its run was killed, or the mark is damaged",
+        }
+        for clip_id, found in FeatureSet(folder).stream():
+            assert found.data.tobytes() == toys.features(clip_id).data.tobytes()
+    assert kills >= min(times, 3)
+    assert start_program(folder, format, 2).wait(60) == 0
+    assert toys.contents(folder) == expected
+    assert pending(folder, plans, toys.spec().fingerprint) == []
