@@ -8,21 +8,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from avpipe.pipeline.errors import UnknownNameError, UsageError
+from avpipe.pipeline.errors import ClipError, DataError, UnknownNameError, UsageError
 from avpipe.pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
     from avpipe.data_manifests.dataset import Progress
     from avpipe.data_manifests.manifest import Header, Manifest
+    from avpipe.eval import ScoreReport
+    from avpipe.eval.coverage import Missing
     from avpipe.extract.encoder import Encoder
     from avpipe.extract.forecast import Forecast
     from avpipe.extract.run import ExtractReport, Setting
+    from avpipe.pipeline.captions import Caption
+    from avpipe.pipeline.clip import Clip
+    from avpipe.pipeline.features import Features, FeatureSpec
     from avpipe.pipeline.runner import Event
     from avpipe.pipeline.shards import Mark, Problem
+    from avpipe.pipeline.store import FeatureSet
+    from avpipe.train.checkpoint import LoadedCaptioner
+    from avpipe.train.config import RunConfig
+    from avpipe.train.dataset import FeatureSource
+    from avpipe.train.loop import OnEvent, TrainResult
 
 
 # -- which dataset, which run ------------------------------------------------------------------------------------------
@@ -270,8 +281,288 @@ def verify(workspace: Workspace, dataset: str, *, deep: bool = True) -> dict[str
 # -- train -------------------------------------------------------------------------------------------------------------
 
 
+def train(
+    workspace: Workspace,
+    *,
+    recipe: str = "default",
+    dataset: str | None = None,
+    fusion: str | None = None,
+    features: Sequence[str] = (),
+    modalities: Sequence[str] = (),
+    seed: int | None = None,
+    name: str | None = None,
+    overrides: Sequence[str] = (),
+    on_event: OnEvent | None = None,
+) -> tuple[str, TrainResult]:
+    """Train a captioner on extracted features; validate by CIDEr; caption the validation split with the best.
+
+    Args:
+        workspace: where everything lies.
+        recipe: name of a training recipe, or a YAML file.
+        dataset: which; default: the recipe's, or the only one with features.
+        fusion: instead of the recipe's.
+        features: feature sets to train on; default: the recipe's, or all there are.
+        modalities: use feature sets of these alone.
+        seed: instead of the recipe's.
+        name: of the run; default: made of the settings, with a number behind it if that run has other ones.
+        overrides: dotted: ``train.lr=1e-4``.
+        on_event: told of steps and validations.
+
+    Returns:
+        The run's name, and what became of the training.
+
+    Raises:
+        UsageError: a name or a setting is wrong; a run of that name has other settings.
+        StoreError: features are missing or damaged.
+    """
+    from avpipe.data_manifests import manifest
+    from avpipe.eval import ValidationScorer
+    from avpipe.train.config import read
+    from avpipe.train.loop import train
+
+    asked = {"dataset": dataset, "fusion": fusion, "train.seed": seed}
+    settings: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
+    settings |= {key: list(value) for key, value in (("features", features), ("modalities", modalities)) if value}
+    config = read(recipe, overrides, settings)
+    dataset = choose_dataset(workspace, config.dataset or None, extracted=True)
+    sources = open_features(workspace, dataset, config.features, config.modalities)
+    config = config.model_copy(update={"dataset": dataset, "features": tuple(sources)})
+    # The test split is sealed: its captions never become clips here.
+    clips = manifest.read(workspace.manifest(dataset), splits=("train", "val"))
+    _check_extracted(dataset, sources, [clip.clip_id for clip in clips.clips])
+    name = _run_name(workspace, config, name)
+    val = [clip for clip in clips.split("val") if clip.captions]
+    score = ValidationScorer({clip.clip_id: clip.captions for clip in val}) if val else None
+    result = train(
+        config,
+        sources=sources,
+        train_clips=clips.split("train"),
+        val_clips=val,
+        run_folder=workspace.run(name),
+        score=score,
+        on_event=on_event or (lambda event: None),
+    )
+    if val:
+        captions_of(workspace, name, "val")
+    return name, result
+
+
+def open_features(
+    workspace: Workspace, dataset: str, names: Sequence[str] = (), modalities: Sequence[str] = ()
+) -> dict[str, FeatureSet]:
+    """Feature sets of a dataset by name, to read from.
+
+    Args:
+        workspace: where everything lies.
+        dataset: which.
+        names: which feature sets; default: all there are.
+        modalities: of those, the ones of these modalities; default: all.
+
+    Raises:
+        UnknownNameError: no feature set of that name.
+        UsageError: none is left.
+        StoreError: one is damaged.
+    """
+    from avpipe.pipeline.store import FeatureSet
+
+    known = workspace.extracted(dataset)
+    for name in names:
+        if name not in known:
+            raise UnknownNameError(f"feature set of {dataset!r}", name, known, "Try: avpipe extract --encoders NAME")
+    found = {name: FeatureSet(workspace.feature_set(dataset, name)) for name in names or known}
+    chosen = {name: source for name, source in found.items() if not modalities or source.spec.modality in modalities}
+    if not chosen:
+        there = ", ".join(f"{name} ({source.spec.modality})" for name, source in found.items())
+        raise UsageError(f"no feature set of {dataset!r} is of modality {', '.join(modalities)}; there are: {there}")
+    return chosen
+
+
+def _check_extracted(dataset: str, sources: Mapping[str, FeatureSet], clip_ids: Sequence[str]) -> None:
+    for name, source in sources.items():
+        missing = source.missing(clip_ids)
+        if missing:
+            raise DataError(
+                f"feature set {name!r} of {dataset!r} says nothing about {len(missing)} of {len(clip_ids)} clips "
+                f"(first: {missing[0]}): its extraction was broken off, or the manifest has grown. Run avpipe extract"
+            )
+
+
+def _run_name(workspace: Workspace, config: RunConfig, name: str | None) -> str:
+    """The name asked for, or one made of the settings; never that of a run with other settings."""
+    if name is not None:
+        differences = _differences(workspace.run(name), config)
+        if differences:
+            listed = "\n".join(f"  - {line}" for line in differences)
+            raise UsageError(
+                f"run {name!r} has other settings (there against asked for):\n{listed}\n"
+                f"Choose another --name, or delete {workspace.run(name)}"
+            )
+        return name
+    parts = [config.dataset, config.fusion["name"], *config.modalities, f"seed{config.train.seed}"]
+    base = "-".join(parts)
+    names = [base, *(f"{base}-{number}" for number in range(2, 10_000))]
+    return next(candidate for candidate in names if not _differences(workspace.run(candidate), config))
+
+
+def _differences(folder: Path, config: RunConfig) -> list[str]:
+    """How the settings of a run in a folder differ; none if there is no run."""
+    from avpipe.pipeline.config import flat, read_yaml
+
+    if not (folder / "config.yaml").exists():
+        return []
+    there, asked = flat(read_yaml(folder / "config.yaml")), flat(config.model_dump(mode="json"))
+    return [
+        f"{key}: {there.get(key)!r} against {asked.get(key)!r}"
+        for key in sorted(there.keys() | asked.keys())
+        if there.get(key) != asked.get(key)
+    ]
+
+
+# -- captions and scores -----------------------------------------------------------------------------------------------
+
+
+def captions_of(workspace: Workspace, run: str, split: str) -> dict[str, str]:
+    """The captions of one split by a run's best checkpoint; made if they are not there, or older than it.
+
+    Written to ``captions/<split>.json`` of the run in the COCO results form.
+
+    Raises:
+        CheckpointError: the run has no whole checkpoint.
+        FingerprintError: the dataset's features are not those that the run was trained on.
+    """
+    from avpipe.data_manifests import manifest
+    from avpipe.eval.coco import read_results, write_results
+    from avpipe.train.generate import caption_clips
+
+    folder = workspace.run(run)
+    path = folder / "captions" / f"{split}.json"
+    loaded = _load_best(folder)
+    made_by = path.with_suffix(".checkpoint")
+    if path.exists() and made_by.exists() and made_by.read_text(encoding="utf-8") == loaded.name:
+        return dict(read_results(path))
+    dataset = loaded.config.dataset
+    clips = manifest.read(workspace.manifest(dataset), splits=[split]).clips
+    sources = open_features(workspace, dataset, list(loaded.specs))
+    _check_extracted(dataset, sources, [clip.clip_id for clip in clips])
+    captions = {caption.clip_id: caption.text for caption in caption_clips(loaded, clips, sources, device=device())}
+    made_by.unlink(missing_ok=True)
+    write_results(path, captions)
+    made_by.write_text(loaded.name, encoding="utf-8")
+    return captions
+
+
+def score_run(
+    workspace: Workspace, run: str, split: str = "test", *, metrics: Sequence[str] = (), missing: Missing = "error"
+) -> ScoreReport:
+    """Caption one split with a run's best checkpoint and score it; written to ``scores/`` of the run.
+
+    Every look at the test split is noted in the run's ``test_access.log``.
+
+    Raises:
+        UsageError: no such split, or none of its clips has a reference.
+        ScoringError: captions cannot be scored.
+    """
+    from avpipe.eval import DEFAULT, score
+    from avpipe.pipeline.clip import SPLITS
+
+    if split not in SPLITS:
+        raise UnknownNameError("split", split, SPLITS)
+    folder = workspace.run(run)
+    captions = captions_of(workspace, run, split)
+    if split == "test":
+        with (folder / "test_access.log").open("a", encoding="utf-8") as log:
+            log.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} score {split} of {run}\n")
+    dataset = _load_best(folder).config.dataset
+    references = {clip.clip_id: clip.captions for clip in clips_of(workspace, dataset, split) if clip.captions}
+    if not references:
+        raise UsageError(f"the {split} split of {dataset!r} has no captions to score against")
+    candidates = {clip_id: text for clip_id, text in captions.items() if clip_id in references}
+    report = score(candidates, references, metrics=metrics or DEFAULT, missing=missing, split=split)
+    report.write(folder / "scores")
+    return report
+
+
+def score_files(
+    predictions: Path | None, references: Path | None, *, metrics: Sequence[str] = (), missing: Missing = "error"
+) -> ScoreReport:
+    """Score a file of predictions of any model against a file of references.
+
+    Args:
+        predictions: COCO results, or ``{id: caption}``.
+        references: COCO captions, or ``{id: [captions]}``.
+        metrics: by name; default: all.
+        missing: what a clip without a caption means.
+
+    Raises:
+        UsageError: one of the files was not given.
+        DataError: a file is not of that form.
+        ScoringError: coverage is not complete.
+    """
+    from avpipe.eval import DEFAULT, score
+    from avpipe.eval.coco import read_references, read_results
+
+    if predictions is None or references is None:
+        raise UsageError("--predictions and --references go together: got only one of them")
+    found, wanted = read_results(predictions), read_references(references)
+    return score(found, wanted, metrics=metrics or DEFAULT, missing=missing, split=references.stem)
+
+
+def caption(workspace: Workspace, file: Path, run: str, *, beams: int | None = None) -> Caption:
+    """Caption one media file with a run's best checkpoint. How to extract its features stands in the checkpoint.
+
+    Raises:
+        ClipError: the file cannot be used.
+        FingerprintError: the encoders of today would give other features than those it was trained on.
+    """
+    from avpipe.extract.recipe import rebuild
+    from avpipe.extract.run import extract_file
+    from avpipe.pipeline.clip import Clip
+    from avpipe.train.generate import caption_clips
+
+    loaded = _load_best(workspace.run(run))
+    found = extract_file(file, rebuild(loaded.specs), device=device())
+    if not found:
+        raise ClipError("empty", f"it has none of what run {run!r} was trained on: {', '.join(loaded.specs)}")
+    if beams is not None:
+        generate = loaded.config.generate.model_copy(update={"beams": beams})
+        loaded = replace(loaded, config=loaded.config.model_copy(update={"generate": generate}))
+    clip = Clip(clip_id="file", dataset="file", path="file", split="test")
+    sources: dict[str, FeatureSource] = {name: _OneClip(spec, found.get(name)) for name, spec in loaded.specs.items()}
+    return caption_clips(loaded, [clip], sources, device=device())[0]
+
+
+@dataclass(slots=True)
+class _OneClip:
+    """The features of a single clip, where a feature set is expected."""
+
+    spec: FeatureSpec
+    features: Features | None
+
+    def __contains__(self, clip_id: object) -> bool:
+        return self.features is not None
+
+    def read(self, clip_id: str) -> Features:
+        """In the type that a feature set would have on disk: a captioner sees what it was trained on."""
+        if self.features is None:
+            raise KeyError(clip_id)
+        return replace(self.features, data=self.features.data.astype(self.spec.dtype))
+
+
 def clips_of(workspace: Workspace, dataset: str, split: str) -> tuple[Clip, ...]:
     """The clips of one split of a prepared dataset."""
     from avpipe.data_manifests import manifest
 
     return manifest.read(workspace.manifest(dataset), splits=[split]).clips
+
+
+def device() -> str:
+    """Where captions are generated: the first GPU, or the CPU."""
+    import torch
+
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def _load_best(folder: Path) -> LoadedCaptioner:
+    from avpipe.train import checkpoint
+
+    return checkpoint.load(folder / "checkpoints" / "best")

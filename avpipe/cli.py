@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import click
 import typer
@@ -270,7 +270,8 @@ def score(
     ] = None,
     metrics: Annotated[str | None, typer.Option("--metrics", help="By comma. [default: all]")] = None,
     missing: Annotated[
-        str, typer.Option("--missing", help="A clip without caption: error, empty (scored as one), drop.")
+        Literal["error", "empty", "drop"],
+        typer.Option("--missing", help="A clip without caption: error, empty (scored as one), drop."),
     ] = "error",
     percent: Annotated[bool, typer.Option("--percent", help="Times 100, as papers print.")] = False,
     as_json: JsonOption = False,
@@ -334,13 +335,13 @@ def list_parts(
     workspace: WorkspaceOption = None,
 ) -> None:
     """List encoders, datasets, fusions, decoders, metrics, recipes, and what the workspace holds."""
-    from avpipe import api
     from avpipe.console import out
+    from avpipe.listing import listing
 
-    listing = api.listing(Workspace.find(workspace))
-    if what is not None and what not in listing:
-        raise UnknownNameError("kind of part", what, listing)
-    shown = {what: listing[what]} if what else listing
+    there = listing(Workspace.find(workspace))
+    if what is not None and what not in there:
+        raise UnknownNameError("kind of part", what, there)
+    shown = {what: there[what]} if what else there
     if as_json:
         typer.echo(json.dumps(shown))
         return

@@ -128,3 +128,24 @@ def show_extraction(extraction: Extraction, redo: Callable[[Mark], bool] | None 
                     err.print(f"a worker {reason}; its shard is done again", markup=False)
 
         yield on_event
+
+
+@contextmanager
+def show_training() -> Iterator[OnEvent]:
+    """A meter for a training: steps done, clips a second, the loss, the last validation score, time left."""
+    meter: Meter | None = None
+
+    def on_event(event: Mapping[str, Any]) -> None:
+        nonlocal meter
+        if event["event"] == "step":
+            if meter is None:
+                meter = Meter("train", event["steps"], "steps", done=event["step"] - 1).__enter__()
+            meter.advance(1, loss=f"{event['loss']:.3f}")
+        elif meter is not None and event["score"] is not None:
+            meter.advance(0, CIDEr=f"{event['score']:.3f}")
+
+    try:
+        yield on_event
+    finally:
+        if meter is not None:
+            meter.__exit__(None, None, None)

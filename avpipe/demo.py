@@ -1,4 +1,4 @@
-"""``avpipe demo``: the whole job on rendered clips, and the one question that the software exists for: does hearing help?
+"""``avpipe demo``: the whole job on rendered clips, and the question that the software exists for: does hearing help?
 
 Renders the ``synthetic`` dataset, extracts it with the two embedded encoders, trains the same fusion three times (with
 eyes and ears, with eyes alone, with ears alone), captions the test clips, and scores. Beside the models stand the
@@ -17,10 +17,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from avpipe import api
 from avpipe.console import Meter, out, show_extraction
+from avpipe.data_manifests.manifest import Header
 from avpipe.pipeline.clip import Clip
 from avpipe.pipeline.errors import AvpipeError
 from avpipe.pipeline.workspace import Workspace
@@ -100,7 +100,7 @@ def synchrony(clips: Sequence[Clip], captions: Mapping[str, str]) -> float | Non
     return sum(synchrony_word(captions[clip.clip_id]) is clip.extra["in_time"] for clip in asked) / len(asked)
 
 
-def _prepare(workspace: Workspace, seed: int) -> api.Header:
+def _prepare(workspace: Workspace, seed: int) -> Header:
     meter: Meter | None = None
 
     def progress(done: int, total: int) -> None:

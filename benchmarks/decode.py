@@ -101,11 +101,13 @@ def measure(readers: Mapping[str, Reader], path: Path, count: int, repeats: int)
 
 
 def is_h264(path: Path) -> bool:
-    """Whether the best video stream of a file is H.264 and has more than a moment in it."""
+    """Whether the best video stream of a file is H.264, of some size and some seconds."""
     try:
         with av.open(str(path), metadata_errors="ignore") as container:
             stream = container.streams.best("video")
-            return stream is not None and stream.codec_context.name == "h264" and (container.duration or 0) > 2e6
+            if stream is None or stream.codec_context.name != "h264":
+                return False
+            return stream.codec_context.height >= 64 and (container.duration or 0) >= 2 * av.time_base
     except av.FFmpegError:
         return False
 

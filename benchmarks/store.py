@@ -148,9 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for shape in SHAPES:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             found = run(shape, options.megabytes, options.rounds, Path(folder))
-        print(
-            f"\n{shape[0]} x {shape[1]} float16, {found[0]['clips']} clips, random order, page cache, {options.rounds} rounds"
-        )
+        count = f"{found[0]['clips']} clips, {options.rounds} rounds"
+        print(f"\n{shape[0]} x {shape[1]} float16, random order, page cache, {count}")
         print(f"{'':40} {'ms/clip':>8} {'GB/s':>6} {'against pread':>14}")
         for row in found:
             numbers = f"{row['milliseconds']:8.3f} {row['gigabytes_per_second']:6.2f} {row['against_pread']:14.2f}"

@@ -146,7 +146,7 @@ class JavaChild:
     Locale and encoding are pinned, the heap is bounded, stderr goes to a file (an undrained pipe blocks the program),
     and everything written lies in a temp folder. Leaving the ``with`` block kills the whole group and removes the
     folder. On Linux the program also dies with this process, even by ``kill -9`` (to be exact, with the thread that
-    opened it); elsewhere it sees its input end.
+    opened it), which leaves only the folder; elsewhere it sees its input end.
 
     Every wait is bounded by ``patience_seconds`` without a sign of life (a byte taken or given).
 
@@ -180,7 +180,7 @@ class JavaChild:
         with contextlib.ExitStack() as resources:
             try:
                 folder = resources.enter_context(tempfile.TemporaryDirectory(prefix=f"avpipe-{os.getpid()}-"))
-                self._stderr: IO[bytes] = resources.enter_context((Path(folder) / "stderr").open("w+b"))
+                self._stderr: IO[bytes] = resources.enter_context((Path(folder) / "stderr").open("a+b"))
             except OSError as error:
                 raise JavaError(
                     f"{self._name}: cannot write temp files: {error}. Set TMPDIR to a folder that can be written"

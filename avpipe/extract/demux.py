@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import cast
 
@@ -97,6 +98,11 @@ def codec_name(stream: Stream) -> str:
     return stream.codec_context.codec.canonical_name
 
 
+def time_base(stream: Stream) -> Fraction:
+    """The unit of a stream's time stamps, in seconds."""
+    return stream.time_base or Fraction(1, av.time_base)
+
+
 def frame_seconds(stream: VideoStream) -> float:
     """How long a frame lasts, as far as the header says; 1/25 s where it does not."""
     return float(1 / stream.guessed_rate) if stream.guessed_rate else 0.04
@@ -151,6 +157,11 @@ class Source:
     notes: list[str] = field(default_factory=list)
     num_packets: int = 0
     end_seconds: float = 0.0
+    _time_bases: dict[int, tuple[int, int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        # As integers, once: fractions are slow, and packets are many.
+        self._time_bases = {stream.index: time_base(stream).as_integer_ratio() for stream in self.streams}
 
     def packets(self, start_seconds: float = 0.0, stop_seconds: float | None = None) -> Iterator[Packet[Stream]]:
         """Packets of both streams in file order.
@@ -199,9 +210,10 @@ class Source:
 
     def seconds(self, ticks: int | None, stream: Stream) -> float | None:
         """A time stamp as seconds from the file's start."""
-        if ticks is None or stream.time_base is None:
+        if ticks is None:
             return None
-        return ticks * stream.time_base.numerator / stream.time_base.denominator - self.zero_seconds
+        numerator, denominator = self._time_bases[stream.index]
+        return ticks * numerator / denominator - self.zero_seconds
 
     def ends_early(self) -> str:
         """A note where a file that was read to its end is much shorter than its header says; empty if it is not."""
@@ -211,7 +223,8 @@ class Source:
         return f"file cut short: it ends at {self.end_seconds:.1f} s of {duration:.1f} s"
 
     def _end_of(self, packet: Packet[Stream]) -> float:
-        length = float((packet.duration or 0) * packet.time_base)
+        numerator, denominator = self._time_bases[packet.stream_index]
+        length = (packet.duration or 0) * numerator / denominator
         if not length and isinstance(packet.stream, VideoStream):
             length = frame_seconds(packet.stream)
         begin = self.seconds(packet.dts if packet.pts is None else packet.pts, packet.stream)
@@ -247,11 +260,9 @@ class Source:
     def _read_from(self, start_seconds: float) -> Iterator[Packet[Stream]]:
         """Packets from an entry point well before ``start_seconds`` on; from the file's start if there is none."""
         latest = start_seconds - SOUND_LEAD_SECONDS
-        time_base = self._main.time_base
         for back in _SEEK_BACK_SECONDS:
-            if latest - back <= 0 or not time_base:
-                break
-            if not self._seek(math.floor((latest - back + self.zero_seconds) / time_base)):
+            ticks = math.floor((latest - back + self.zero_seconds) / time_base(self._main))
+            if latest - back <= 0 or not self._seek(ticks):
                 break
             packets = self._read(self.streams)
             head = list(_until(packets, self.is_entry))
@@ -273,7 +284,7 @@ class Source:
     def _rewind(self) -> None:
         """Back to the first packet: some demuxers want a time before it, some exactly it, raw streams a byte."""
         start = self._main.start_time or 0
-        before = start - math.ceil(10 / self._main.time_base) if self._main.time_base else start
+        before = start - math.ceil(10 / time_base(self._main))
         if not (self._seek(before) or self._seek(start)):
             with suppress(av.FFmpegError):  # where that fails as well, the reader finds nothing and says so
                 self.container.seek(0, unsupported_byte_offset=True)

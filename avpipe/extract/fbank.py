@@ -67,12 +67,6 @@ def log_mel(
     return np.log(np.maximum(energy, floor)).astype(np.float32)
 
 
-def frame_count(num_samples: int, *, sample_rate: int, window_seconds: float = 0.025, hop_seconds: float = 0.010) -> int:
-    """How many rows :func:`log_mel` gives for a waveform of ``num_samples``."""
-    size, hop = round(sample_rate * window_seconds), round(sample_rate * hop_seconds)
-    return 1 + max(0, num_samples - size) // hop
-
-
 @lru_cache(maxsize=8)
 def _window(name: str, size: int) -> npt.NDArray[np.float64]:
     hann = np.hanning(size)  # symmetric: zero at both ends

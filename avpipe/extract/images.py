@@ -15,7 +15,7 @@ from avpipe.pipeline.errors import ClipError
 RESIZE_MODES = ("shortest", "longest", "squash")
 
 MAX_PIXELS = 64_000_000
-"""Of a resized frame before it is cropped. A frame of 8 x 4096 pixels, its short side brought to 224, has 26 million."""
+"""Of a resized frame before it is cropped. One of 8 x 4096 pixels, its short side brought to 224, has 26 million."""
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -40,9 +40,8 @@ def fit(
     """
     height, width = _resized(frame.shape[0], frame.shape[1], size, mode)
     if height * width > MAX_PIXELS:
-        raise ClipError(
-            "frame_size", f"a frame of {frame.shape[1]}x{frame.shape[0]} pixels would become {width}x{height} in resizing"
-        )
+        before = f"{frame.shape[1]}x{frame.shape[0]}"
+        raise ClipError("frame_size", f"a frame of {before} pixels would become one of {width}x{height} in resizing")
     resized = np.asarray(Image.fromarray(frame).resize((width, height), _FILTERS[interpolation]))
     return resized if mode == "squash" else _middle(resized, size, fill)
 
@@ -65,5 +64,5 @@ def _middle(frame: Frame, size: tuple[int, int], fill: int) -> Frame:
     if any(missing):
         around = [(gap // 2, (gap + 1) // 2) for gap in missing]
         frame = np.pad(frame, (*around, (0, 0)), constant_values=fill)
-    top, left = (int(round((had - wanted) / 2)) for had, wanted in zip(frame.shape, size, strict=False))
+    top, left = (round((had - wanted) / 2) for had, wanted in zip(frame.shape, size, strict=False))
     return frame[top : top + size[0], left : left + size[1]]

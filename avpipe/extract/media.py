@@ -27,6 +27,14 @@ class AudioRequest:
     downmix: str = "mean"
     max_seconds: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.sample_rate < 1:
+            raise ValueError(f"sample_rate: expected at least 1 Hz, got {self.sample_rate}")
+        if self.downmix not in ("mean", "first"):
+            raise ValueError(f"downmix: expected 'mean' or 'first', got {self.downmix!r}")
+        if self.max_seconds is not None and not self.max_seconds > 0:
+            raise ValueError(f"max_seconds: expected more than 0, got {self.max_seconds}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frames:
@@ -39,6 +47,12 @@ class Frames:
 
     data: npt.NDArray[np.uint8]
     pts_seconds: npt.NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        if self.data.dtype != np.uint8 or self.data.ndim != 4 or self.data.shape[-1] != 3:
+            raise ValueError(f"data: expected uint8 (N, height, width, 3), got {self.data.dtype}{self.data.shape}")
+        if self.pts_seconds.shape != self.data.shape[:1]:
+            raise ValueError(f"pts_seconds: expected shape {self.data.shape[:1]}, got {self.pts_seconds.shape}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +68,10 @@ class Waveform:
     data: npt.NDArray[np.float32]
     sample_rate: int
     start_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.data.dtype != np.float32 or self.data.ndim != 1:
+            raise ValueError(f"data: expected float32 (num_samples,), got {self.data.dtype}{self.data.shape}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +110,7 @@ class Limits:
     max_pixels: int = 8192 * 8192
     max_seconds: float = 300.0
     max_bytes: int = 4 << 30
-    held_bytes: int = 256 << 20
+    held_bytes: int = 128 << 20
 
 
 def read(
@@ -151,14 +169,14 @@ def read(
             source.notes.append("no sound: " + ("no sample decodes" if sounds.errors else "none in the clip"))
         is_broken = (pictures and not pictures.has_decoded) or (sounds and sounds.errors)
         if is_broken and not (found or waveforms):
-            raise ClipError("decode", "; ".join(source.notes))
+            raise ClipError("decode", "; ".join(dict.fromkeys(source.notes)))
         if stop_seconds is None and (ends_early := source.ends_early()):
             source.notes.append(ends_early)
         return Media(
             frames=found,
             waveforms={name: waveforms[request] for name, request in audio.items() if request in waveforms},
             duration_seconds=min(source.end_seconds, stop_seconds or math.inf) - start_seconds,
-            notes=tuple(source.notes),
+            notes=tuple(dict.fromkeys(source.notes)),
         )
 
 

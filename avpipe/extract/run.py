@@ -300,7 +300,9 @@ class _Output:
         self.batch.clear()
 
 
-def extract_file(path: Path, encoders: Mapping[str, Encoder], *, device: str, limits: Limits) -> dict[str, Features]:
+def extract_file(
+    path: Path, encoders: Mapping[str, Encoder], *, device: str = "cpu", limits: Limits = Limits()
+) -> dict[str, Features]:
     """The features of one media file, by feature-set name; a modality that it lacks is left out.
 
     Raises:

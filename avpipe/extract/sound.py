@@ -26,7 +26,7 @@ from avpipe.pipeline.errors import ClipError
 Samples = npt.NDArray[np.float32]
 
 _TOLERANCE_SECONDS = 0.02  # below a frame of any codec, above the jitter of any container
-_LONGEST_GAP_SECONDS = 60.0  # beyond it is the clock that jumped
+_GAP_SECONDS = -1.0, 60.0  # beyond these, back or forth, it is the clock that jumped
 _CHUNK_SAMPLES = 1 << 15  # how much goes through a resampler at once
 
 
@@ -111,7 +111,7 @@ class SoundReader:
             if self._next is None:
                 self._next = position
             gap = position - self._shift - self._next
-            if abs(gap) > _LONGEST_GAP_SECONDS * self._rate:
+            if not _GAP_SECONDS[0] * self._rate <= gap <= _GAP_SECONDS[1] * self._rate:
                 self._source.notes.append(f"sound: the clock jumps by {gap / self._rate:.1f} s; ignored")
                 self._shift += gap
             elif gap > _TOLERANCE_SECONDS * self._rate:

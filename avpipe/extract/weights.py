@@ -9,7 +9,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import ssl
 import tempfile
+import urllib.error
+import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,18 +120,18 @@ def _from_folder(weights: str, parts: Mapping[str, Sequence[str]], encoder: str)
 
 def _from_hub(weights: str, parts: Mapping[str, Sequence[str]], encoder: str) -> WeightFiles:
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
 
-    repository, _, revision = weights.partition("@")
-    try:
-        validate_repo_id(repository)
-    except HFValidationError as error:
-        raise UsageError(
-            f"{encoder}: weights: expected a path, org/name or org/name@revision on the Hub, got {weights!r} ({error})"
-        ) from None
+    repository, _, asked_revision = weights.partition("@")
+    revision = asked_revision or None
     files: dict[str, Path] = {}
     for part, names in parts.items():
-        path = _cached(repository, names, revision or None) or _fetched(repository, names, revision or None, encoder)
+        try:
+            path = _cached(repository, names, revision) or _fetched(repository, names, revision, encoder)
+        except HFValidationError as error:
+            raise UsageError(
+                f"{encoder}: weights: expected a path, org/name or org/name@revision on the Hub, got {weights!r} "
+                f"({error})"
+            ) from None
         files[part] = path
         revision = path.parent.name  # the commit: all parts must come from one
     return WeightFiles(id=weights, files=files)
@@ -175,14 +178,18 @@ def _why_no_hub() -> str:
     network.
     """
     from huggingface_hub import constants
-    from huggingface_hub.utils import get_session, httpx
 
     if constants.is_offline_mode():
         return "HF_HUB_OFFLINE=1 forbids to ask the Hub"
+    question = urllib.request.Request(constants.ENDPOINT, method="HEAD")
     try:
-        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_SECONDS)
-    except httpx.HTTPError as error:
-        return f"{constants.ENDPOINT} does not answer ({' '.join(str(error).split()) or type(error).__name__})"
+        urllib.request.urlopen(question, timeout=HUB_TIMEOUT_SECONDS).close()
+    except urllib.error.HTTPError:
+        pass  # an answer, if not a friendly one
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        if not isinstance(reason, ssl.SSLError):  # somebody answers; whom to trust, the Hub's own library knows best
+            return f"{constants.ENDPOINT} does not answer ({reason})"
     return ""
 
 
@@ -195,8 +202,8 @@ def _cache_folder() -> str:
 def _missing(encoder: str, wanted: str, problem: str, *, repository: str = "org/name") -> str:
     """The one message for weights that are not there."""
     return (
-        f"{encoder}: no weights {wanted!r}: {problem}.\n"
-        f"  - On a machine with a network: hf download {repository} --local-dir weights/{repository.split('/')[-1]}\n"
+        f"{encoder}: no weights {wanted!r}: {problem.rstrip('.')}.\n"
+        f"  - On a machine with a network: hf download {repository} --local-dir weights/{Path(repository).name}\n"
         f"    Copy that folder here and run with {encoder}.weights=/path/to/folder\n"
         f"    (without --local-dir the files land in the Hub's cache, which HF_HOME places).\n"
         f"  - {encoder}.weights=random gives random weights: for tests and benchmarks only."

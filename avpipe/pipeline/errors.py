@@ -13,6 +13,7 @@
      |   +- CorruptShardError    a shard is not what its completion mark says
      |   +- FingerprintError     features of two identities would be mixed
      +- CheckpointError          a checkpoint is incomplete, or does not fit
+     +- TrainingError            a training cannot go on (the loss is not finite)
      +- ScoringError             captions cannot be scored (coverage, a metric's child process)
     ClipError                    one clip is bad: becomes one row of outcomes, never stops a run
      +- SkipClip                 the clip has not what the encoder wants (no audio stream, say): no failure
@@ -103,6 +104,10 @@ class FingerprintError(StoreError):
 
 class CheckpointError(AvpipeError):
     """A checkpoint is incomplete, damaged, or does not fit the model or the features."""
+
+
+class TrainingError(AvpipeError):
+    """A training cannot go on: its loss is not finite."""
 
 
 class ScoringError(AvpipeError):

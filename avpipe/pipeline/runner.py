@@ -198,7 +198,7 @@ class _Run:
         self.again: dict[int, Task] = {}  # by the rank whose fresh process shall try
         self.dismissed: set[int] = set()
         self.deaths = 0
-        self.idle_deaths = 0  # while starting
+        self.false_starts: Counter[int] = Counter()  # by rank, since it last was ready
         self.task_deaths: Counter[str] = Counter()
         self.done: list[str] = []
         self.failed: dict[str, str] = {}
@@ -221,6 +221,7 @@ class _Run:
     def _handle(self, event: Event) -> None:
         match event:
             case Ready(rank=rank):
+                self.false_starts[rank] = 0
                 self._next(rank)
             case Done(rank=rank, task=name, counts=counts):
                 del self.running[rank]
@@ -249,11 +250,11 @@ class _Run:
             return
         task = self.running.pop(rank, None)
         if task is None:
-            self.idle_deaths += 1
-            if self.idle_deaths > self.retries:
+            self.false_starts[rank] += 1
+            if self.false_starts[rank] > self.retries:
                 raise AvpipeError(
-                    f"worker processes die before they take up work ({self.idle_deaths} of them; the last {reason}). "
-                    f"If memory is short, try fewer processes"
+                    f"worker {rank} dies before it takes up work ({self.false_starts[rank]} times in a row; the last "
+                    f"process {reason}). If memory is short, try fewer processes"
                 )
         else:
             self.task_deaths[task.name] += 1

@@ -179,43 +179,28 @@ def is_done(folder: Path, plan: ShardPlan, fingerprint: str) -> bool:
     Raises:
         StoreError: the mark or the shard cannot be read for another reason than not being there.
     """
-    path = folder / f"{plan.name}.json"
-    try:
-        if not path.exists():
-            return False
-        mark = Mark.read(path)
-    except CorruptShardError:
-        return False
-    if (mark.fingerprint, mark.clip_ids_sha256) != (fingerprint, plan.clip_ids_sha256):
-        return False
-    shard = folder / mark.file
-    with storage_errors(shard, "read"):
-        if not shard.exists() or shard.stat().st_size != mark.bytes:
-            return False
-        unchanged = shard.stat().st_mtime_ns < path.stat().st_mtime_ns
-    return unchanged or sha256(shard) == mark.sha256
+    mark = _whole_mark(folder, plan.name)
+    return mark is not None and _fits(folder, mark, plan, fingerprint)
 
 
 def pending(folder: Path, plans: Sequence[ShardPlan], fingerprint: str) -> list[ShardPlan]:
-    """The shards that remain to be written.
+    """The shards that remain to be written; see :func:`is_done`.
 
     Raises:
         StoreError: the folder holds shards of another manifest, or of the same one cut differently.
     """
+    found = {path.stem: _whole_mark(folder, path.stem) for path in _numbered(folder, _MARK_NAME)}
     by_name = {plan.name: plan for plan in plans}
-    for path in _numbered(folder, _MARK_NAME):
-        try:
-            mark = Mark.read(path)
-        except CorruptShardError:
-            continue  # will be written again
-        planned = by_name.get(path.stem)
-        if planned is None or planned.clip_ids_sha256 != mark.clip_ids_sha256:
+    for name, mark in found.items():
+        planned = by_name.get(name)
+        if mark and (planned is None or planned.clip_ids_sha256 != mark.clip_ids_sha256):
             expected = f"{len(planned.clip_ids)} clips" if planned else "no such shard"
             raise StoreError(
                 f"{folder / mark.file} was made for other clips ({len(mark.outcomes)}; the manifest now has {expected} "
                 f"there): the manifest changed. Write the features under another name (--name), or delete {folder}"
             )
-    return [plan for plan in plans if not is_done(folder, plan, fingerprint)]
+    marked = ((plan, found.get(plan.name)) for plan in plans)
+    return [plan for plan, mark in marked if mark is None or not _fits(folder, mark, plan, fingerprint)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,21 +250,6 @@ def verify(folder: Path, *, deep: bool = True) -> list[Problem]:
     shards = _numbered(folder, _SHARD_NAME)
     problems += [Problem(path.name, no_mark) for path in shards if path.name not in marked]
     return sorted(problems, key=lambda problem: problem.file)
-
-
-def unmark(folder: Path, file: str) -> None:
-    """Take a shard's mark away, so that the next extraction writes the shard again.
-
-    Args:
-        folder: of the feature set.
-        file: name of the shard or of its mark, as in :attr:`Problem.file`.
-
-    Raises:
-        StoreError: the mark cannot be removed.
-    """
-    path = folder / f"{Path(file).stem}.json"
-    with storage_errors(path, "remove"):
-        path.unlink(missing_ok=True)
 
 
 def size_fault(folder: Path, mark: Mark) -> str:
@@ -347,6 +317,30 @@ def read_spec(folder: Path) -> FeatureSpec:
 _REDO = "`avpipe extract` writes this shard again"
 
 
+def _whole_mark(folder: Path, name: str) -> Mark | None:
+    """The mark of a shard, if it is there and undamaged."""
+    path = folder / f"{name}.json"
+    with storage_errors(path, "read"):
+        if not path.exists():
+            return None
+    try:
+        return Mark.read(path)
+    except CorruptShardError:
+        return None
+
+
+def _fits(folder: Path, mark: Mark, plan: ShardPlan, fingerprint: str) -> bool:
+    """Whether a mark was made for this plan and fingerprint, and its shard is what it says."""
+    if (mark.fingerprint, mark.clip_ids_sha256) != (fingerprint, plan.clip_ids_sha256):
+        return False
+    if size_fault(folder, mark):
+        return False
+    shard = folder / mark.file
+    with storage_errors(shard, "read"):
+        unchanged = shard.stat().st_mtime_ns < (folder / mark.path_name).stat().st_mtime_ns
+    return unchanged or sha256(shard) == mark.sha256
+
+
 def _fault(shard: Path, mark: Mark, fingerprint: str | None, *, deep: bool) -> str:
     """What is wrong with one marked shard; "" if nothing."""
     fault = size_fault(shard.parent, mark)
@@ -355,7 +349,8 @@ def _fault(shard: Path, mark: Mark, fingerprint: str | None, *, deep: bool) -> s
     if fingerprint is not None and mark.fingerprint != fingerprint:
         return f"holds features {mark.fingerprint}, {SPEC_FILE} says {fingerprint}. {_REDO}"
     if deep and sha256(shard) != mark.sha256:
-        return f"its bytes are not those that were written (sha256 differs). {_REDO}"
+        redo = f"Remove its completion mark ({mark.path_name}), then {_REDO}"
+        return f"its bytes are not those that were written (sha256 differs). {redo}"
     return ""
 
 

@@ -44,12 +44,15 @@ class Captioner(nn.Module):
         self.fusion = fusion
         self.decoder = decoder
 
+    @property
+    def max_tokens(self) -> int:
+        """The longest caption that the decoder can hold, begin and end included."""
+        return int(self.decoder.max_tokens)  # type: ignore[arg-type]
+
     def forward(self, batch: Batch) -> Tensor:
         """Logits of every caption's next tokens: ``(N, L - 1, V)`` for the targets ``batch.tokens[:, 1:]``."""
         if batch.tokens is None or batch.token_mask is None or batch.caption_clip is None:
             raise ValueError("batch: expected captions, got none; generation goes through generate.beam_search")
         fused: Fused = self.fusion(batch)
-        logits: Tensor = self.decoder(
-            fused.take(batch.caption_clip), batch.tokens[:, :-1], batch.token_mask[:, :-1]
-        )
+        logits: Tensor = self.decoder(fused.take(batch.caption_clip), batch.tokens[:, :-1], batch.token_mask[:, :-1])
         return logits

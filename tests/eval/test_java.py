@@ -223,7 +223,10 @@ def test_no_place_for_temp_files(fake_java: FakeJava, tmp_path: Path, monkeypatc
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's leash is Linux's")
-def test_no_orphan_when_the_parent_is_killed(fake_java: FakeJava) -> None:
+def test_no_orphan_when_the_parent_is_killed(
+    fake_java: FakeJava, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # a killed parent cannot remove its temp folder
     java = fake_java("echo $$; exec sleep 987")  # never looks at its input, so that its end tells it nothing
     program = (
         "import sys, time; from pathlib import Path; from avpipe.eval.java import JavaChild\n"

@@ -43,11 +43,16 @@ def children() -> list[psutil.Process]:
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
-    for _ in range(200):
+    for _ in range(1200):
         if condition():
             return
         time.sleep(0.05)
     pytest.fail(f"never {what}")
+
+
+def are_gone(processes: list[psutil.Process]) -> bool:
+    """A zombie is gone: where nobody collects orphans, it stays in the table."""
+    return all(not child.is_running() or child.status() == psutil.STATUS_ZOMBIE for child in processes)
 
 
 def test_every_task_is_done_once(tmp_path: Path) -> None:
@@ -91,6 +96,18 @@ def test_a_death_costs_a_retry_in_a_fresh_process(tmp_path: Path, way: str) -> N
         "ended with exit status 7",
         "crashed (SIGSEGV)",
     }
+
+
+def test_a_death_between_two_tasks_is_survived(tmp_path: Path) -> None:
+    """The parent learns in one go that the first task is done, that the worker wants another, and that it is dead."""
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, Progress):
+            time.sleep(0.5)
+
+    deeds = [Deed("a", "die soon"), Deed("b")]
+    report = run(deeds, partial(DeedWorker, tmp_path), processes=1, on_event=on_event)
+    assert (report.done, report.failed, report.deaths) == (("a", "b"), {}, 1)
 
 
 def test_a_task_that_kills_every_process_is_given_up_and_the_others_go_on(tmp_path: Path) -> None:
@@ -140,10 +157,11 @@ def test_a_worker_that_cannot_be_built_stops_the_run(tmp_path: Path) -> None:
 
 def test_processes_that_die_while_starting_do_not_do_so_for_ever(tmp_path: Path) -> None:
     with pytest.raises(
-        AvpipeError, match=r"die before they take up work \(3 of them; the last was killed .*fewer processes"
+        AvpipeError,
+        match=r"dies before it takes up work \(3 times in a row; the last process was killed .*fewer processes",
     ):
         do(tmp_path, Deed("a"), Deed("b"), start="die")
-    assert len(noted(tmp_path, "born-*")) in (3, 4)
+    assert 3 <= len(noted(tmp_path, "born-*")) <= 6
     assert children() == []
 
 
@@ -166,26 +184,27 @@ def test_a_fault_of_the_listener_leaves_no_processes(tmp_path: Path) -> None:
 # --- a whole program, and the ways to stop it ---
 
 
-def start_program(folder: Path, format: str, processes: int) -> subprocess.Popen[str]:
+def start_program(folder: Path, format: str, processes: int, seconds: float = 0.03) -> subprocess.Popen[str]:
     """Extracts toy features; returned when it has begun to work."""
-    command = [sys.executable, toys.__file__, str(folder), format, str(processes)]
+    command = [sys.executable, toys.__file__, str(folder), format, str(processes), str(seconds)]
     root = str(Path(__file__).parents[2])
     program = subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, "PYTHONPATH": root}
     )
     assert program.stdout is not None
-    assert program.stdout.readline() in ("working\n", "finished\n")
+    assert program.stdout.readline().startswith(("working", "finished"))
     return program
 
 
 def test_ctrl_c_ends_every_process_cleanly_and_the_next_run_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "toy"
-    program = start_program(folder, "hdf5", 2)
+    program = start_program(folder, "hdf5", 2, seconds=0.08)
+    wait_until(lambda: len(list(tmp_path.glob("built-*"))) == 2, "both at work")
     wait_until(lambda: any(folder.glob("0*.json")), "a shard was finished")
     workers = psutil.Process(program.pid).children(recursive=True)
     os.killpg(program.pid, signal.SIGINT)  # as a terminal does: to all processes at once
-    assert program.wait(20) == 130
-    wait_until(lambda: not any(worker.is_running() for worker in workers), "gone")
+    assert program.wait(60) == 130
+    wait_until(lambda: are_gone(workers), "gone")
     assert list(folder.glob(".*")) == []  # whatever was begun is swept up
     assert {path.name for path in tmp_path.glob("closed-*")} == {"closed-0", "closed-1"}
     assert verify(folder) == []
@@ -216,7 +235,7 @@ def test_killed_again_and_again_the_bytes_are_those_of_an_unbroken_run(tmp_path:
         if program.wait() == 0:
             break
         kills += 1
-        wait_until(lambda workers=workers: not any(worker.is_running() for worker in workers), "gone")
+        wait_until(lambda workers=workers: are_gone(workers), "gone")
         present = {name: content for name, content in toys.contents(folder).items() if not name.startswith(".")}
         marked = {Path(name).stem for name in present if name.endswith(".json")}
         for name, content in present.items():

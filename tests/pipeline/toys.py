@@ -1,7 +1,7 @@
 """Toys for the tests of shards, stores and the runner. Imports nothing heavy: worker processes import this file.
 
-As a program, ``python toys.py FOLDER FORMAT PROCESSES``, it extracts toy features into FOLDER through the runner, and
-prints a line when it has begun to work. It is there to be killed.
+As a program, ``python toys.py FOLDER FORMAT PROCESSES SECONDS``, it extracts toy features into FOLDER through the
+runner, SECONDS a clip, and prints a line when it has begun to work. It is there to be killed.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -65,6 +66,7 @@ class ShardWorker:
 
     def __init__(self, folder: Path, format: str, seconds: float, rank: int) -> None:
         self.folder, self.format, self.seconds, self.rank = folder, format, seconds, rank
+        (folder.parent / f"built-{rank}").touch()
 
     def __call__(self, task: ShardPlan, report: Callable[[Mapping[str, Any]], None]) -> Mapping[str, int]:
         def pause(clip_id: str) -> None:
@@ -121,6 +123,8 @@ def act(what: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         case "exit":
             os._exit(7)
+        case "die soon":
+            threading.Timer(0.1, os._exit, (7,)).start()
         case "segfault":
             os.kill(os.getpid(), signal.SIGSEGV)
         case "bug":
@@ -148,7 +152,7 @@ class Clips:
         return self.clip_ids[i], digest, os.getpid()
 
 
-def main(folder: Path, format: str, processes: int) -> None:
+def main(folder: Path, format: str, processes: int, seconds: float) -> None:
     """Extract toy features. Whatever was done before is kept."""
     write_spec(folder, spec())
     started = []
@@ -159,12 +163,12 @@ def main(folder: Path, format: str, processes: int) -> None:
             print("working", flush=True)
 
     todo = pending(folder, plan(CLIP_IDS, 5), spec().fingerprint)
-    run(todo, partial(ShardWorker, folder, format, 0.03), processes=processes, on_event=on_event)
-    print("finished", flush=True)
+    report = run(todo, partial(ShardWorker, folder, format, seconds), processes=processes, on_event=on_event)
+    print("finished", dict(report.failed), flush=True)
 
 
 if __name__ == "__main__":
     try:
-        main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+        main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
     except KeyboardInterrupt:
         sys.exit(130)

@@ -43,8 +43,8 @@ SOURCE = {
 VERB = {"low tone": "hums", "high tone": "rings", "siren": "wails", "noise": "hisses", "drum": "beats", "bird": "chirps"}
 DYNAMIC = {"louder": ("gets louder", "comes closer"), "softer": ("fades away", "gets softer")}
 
-BOUNCE = {False: "jumps and bounces", True: "drops and bounces"}
-PULSE = {False: "start at once", True: "start late"}
+BOUNCE = {False: ("jumps and bounces", "jumps then bounces"), True: ("drops and bounces", "drops then bounces")}
+PULSE = {False: ("start at once", "begin at once"), True: ("start late", "begin late")}
 SCENE = (
     "{picture} while {sound}",
     "{picture} as {sound}",
@@ -88,14 +88,14 @@ def say_picture(picture: Picture, pick: Pick) -> str:
     """The clause on what is seen."""
     thing = f"a {picture.colour} {picture.shape}"
     if picture.beats:
-        return f"{thing} {BOUNCE[picture.beats.late]}"
+        return f"{thing} {pick(BOUNCE[picture.beats.late])}"
     return f"{thing} {' then '.join(pick(MOTION[motion]) for motion in picture.motions)}"
 
 
 def say_sound(sound: Sound, pick: Pick) -> str:
     """The clause on what is heard; the name of the pulses where these are pulses, "" for silence."""
     if sound.beats:
-        return f"{sound.sounds[0]} {PULSE[sound.beats.late]}"
+        return f"{sound.sounds[0]} {pick(PULSE[sound.beats.late])}"
     if sound.dynamics != "steady":
         return f"{SOURCE[sound.sounds[0]]} {pick(DYNAMIC[sound.dynamics])}"
     return " then ".join(f"{SOURCE[name]} {VERB[name]}" for name in sound.sounds)

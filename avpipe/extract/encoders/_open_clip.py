@@ -154,10 +154,10 @@ def _from_repository(place: str, model: str | None, name: str) -> Tower:
         vision, embed_dim = architecture["vision_cfg"], architecture["embed_dim"]
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"{found.files['config']}: no configuration of an open_clip model ({error!r})") from None
-    if model is not None and dict(_built_in(model).vision) != vision:
+    if model is not None and not _same(_built_in(model).vision, vision):
         raise UsageError(
-            f"{name}: {place} holds another model than {model} ({vision}). Leave {name}.model out: the weights' own "
-            "configuration says what they are"
+            f"{name}: {place} holds another model than {model}: {vision}. Write {name}.model=null: the weights' own "
+            f"{CONFIG_NAME} says what they are"
         )
     return Tower(
         label=place,
@@ -198,6 +198,13 @@ def _from_file(tower: Tower, path: Path, name: str) -> Tower:
     )
 
 
+def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two ``vision_cfg`` mean the same model, defaults filled in."""
+    from open_clip import CLIPVisionCfg
+
+    return bool(CLIPVisionCfg(**one) == CLIPVisionCfg(**other))
+
+
 def _preprocessing(vision: Mapping[str, Any], facts: Mapping[str, Any]) -> Preprocessing:
     """From a tag's or a repository's facts; open_clip's defaults (OpenAI's) for what they do not say."""
     from open_clip.transform import PreprocessCfg, merge_preprocess_dict
@@ -208,7 +215,7 @@ def _preprocessing(vision: Mapping[str, Any], facts: Mapping[str, Any]) -> Prepr
         size=(size, size) if isinstance(size, int) else tuple(size),
         mean=_three(merged["mean"]),
         std=_three(merged["std"]),
-        interpolation=merged["interpolation"],
+        interpolation="bilinear" if merged["interpolation"] == "bilinear" else "bicubic",  # as open_clip reads it
         resize_mode=merged["resize_mode"],
         fill_color=merged["fill_color"],
     )
@@ -271,13 +278,13 @@ def load(tower: Tower, tokens: str) -> torch.nn.Module:
     return visual
 
 
-def tokens_of(visual: torch.nn.Module, pixels: torch.Tensor, tokens: str) -> torch.Tensor:
+def tokens_of(visual: Any, pixels: torch.Tensor, tokens: str) -> torch.Tensor:
     """Normalised frames ``(F, 3, H, W)`` -> ``(F, rows, dim)``."""
     import torch
 
     if tokens in ("cls", "embedding"):
-        pooled = visual(pixels)
-        pooled = pooled[0] if isinstance(pooled, tuple) else pooled  # CoCa's tower gives its tokens beside it
+        given = visual(pixels)
+        pooled: torch.Tensor = given[0] if isinstance(given, tuple) else given  # CoCa's tower gives tokens beside it
         return pooled[:, None]
     last = visual.forward_intermediates(
         pixels,
@@ -345,7 +352,7 @@ def _read(path: Path) -> Mapping[str, torch.Tensor]:
 
     try:
         if _is_torchscript(path):
-            script: torch.nn.Module = torch.jit.load(path, map_location="cpu")
+            script: torch.nn.Module = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
             return script.state_dict()
         state: Mapping[str, torch.Tensor] = load_state_dict(str(path))
     except (RuntimeError, OSError, pickle.UnpicklingError, ValueError) as error:

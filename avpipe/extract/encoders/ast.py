@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +25,10 @@ from pydantic import Field
 
 from avpipe.extract import fbank, weights
 from avpipe.extract.encoder import Prepared
+from avpipe.extract.encoders._media import no_frames, waveform_of
 from avpipe.extract.media import AudioRequest, Media
 from avpipe.pipeline import config as base
-from avpipe.pipeline.errors import CheckpointError, SkipClip
+from avpipe.pipeline.errors import CheckpointError
 from avpipe.pipeline.features import Features, FeatureSpec
 
 if TYPE_CHECKING:
@@ -50,9 +51,9 @@ class Config(base.Config):
     benchmarks."""
 
     tokens: Literal["all", "patches", "time", "cls", "mean"] = "all"
-    """Rows of a clip, of the last hidden state. ``all``: CLS, distillation, patches; ``patches``: those alone; ``time``:
-    the mean over the bands of each time step; ``cls``: the mean of CLS and distillation, which the authors classify;
-    ``mean``: the mean patch."""
+    """Rows of a clip, of the last hidden state. ``all``: CLS, distillation, patches; ``patches``: those alone;
+    ``time``: the mean over the bands of each time step; ``cls``: the mean of CLS and distillation, which the authors
+    classify; ``mean``: the mean patch."""
 
     padding: Literal["keep", "drop"] = "keep"
     """What to do with the time steps behind the end of the sound. ``keep``: every clip has all rows, as the authors'
@@ -114,8 +115,9 @@ class Geometry:
 
     def time_step_seconds(self) -> npt.NDArray[np.float64]:
         """``(time_steps,)``: the middle of what the frames of each time step hear."""
-        first = np.arange(self.time_steps) * self.time_stride
-        return (first + (self.patch - 1) / 2) * HOP_SECONDS + WINDOW_SECONDS / 2
+        first = np.arange(self.time_steps, dtype=np.float64) * self.time_stride
+        seconds: npt.NDArray[np.float64] = (first + (self.patch - 1) / 2) * HOP_SECONDS + WINDOW_SECONDS / 2
+        return seconds
 
 
 class Encoder:
@@ -124,10 +126,9 @@ class Encoder:
     def __init__(self, config: Config, name: str) -> None:
         self.config = config
         self.batch_size = config.batch_size
-        self.seed = weights.random_seed(config.weights, name)
-        self.files: weights.WeightFiles | None = None
-        if self.seed is None:
-            self.files = weights.resolve(config.weights, PARTS, encoder=name)
+        seed = weights.random_seed(config.weights, name)
+        self.seed = seed or 0
+        self.files = weights.resolve(config.weights, PARTS, encoder=name) if seed is None else None
         self.geometry = _geometry(self.files)
         rows = {
             "all": "CLS, distillation, then patches, band by band from low to high",
@@ -167,7 +168,7 @@ class Encoder:
 
     def sample(self, frame_pts_seconds: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         """No frames: it listens, it does not look."""
-        return np.empty(0, dtype=np.int64)
+        return no_frames()
 
     @property
     def audio(self) -> AudioRequest:
@@ -180,11 +181,8 @@ class Encoder:
         Raises:
             SkipClip: the clip has no sound.
         """
-        waveform = media.waveforms.get(self.spec.name)
-        if waveform is None or len(waveform.data) == 0:
-            raise SkipClip("no_audio", "the clip has no sound")
-        samples = waveform.data[: round(self.geometry.max_seconds * self.geometry.sample_rate)]
-        energy = fbank.log_mel(samples, sample_rate=self.geometry.sample_rate, mels=self.geometry.mels)
+        waveform = waveform_of(media, self.spec.name, self.geometry.max_seconds)
+        energy = fbank.log_mel(waveform.data, sample_rate=self.geometry.sample_rate, mels=self.geometry.mels)
         return {
             "spectrogram": self.geometry.scaled(energy[: self.geometry.max_frames]),
             "start_seconds": np.array([waveform.start_seconds]),
@@ -197,7 +195,7 @@ class Encoder:
             CheckpointError: the file does not fit the model.
         """
         self._device = device
-        self._model = (_random(self.seed or 0) if self.files is None else _pretrained(self.files)).eval().to(device)
+        self._model = (_random(self.seed) if self.files is None else _pretrained(self.files)).eval().to(device)
 
     def encode(self, batch: Sequence[Prepared]) -> list[Features]:
         """Tokens of each clip, float32."""
@@ -261,7 +259,7 @@ def _geometry(files: weights.WeightFiles | None) -> Geometry:
         normalise=front.get("do_normalize", True),
         mean=front.get("mean", -4.2677393),
         std=front.get("std", 4.5689974),
-        patch=network.patch_size,
+        patch=cast(int, network.patch_size),
         mel_stride=network.frequency_stride,
         time_stride=network.time_stride,
         dim=network.hidden_size,
@@ -295,14 +293,14 @@ def _random(seed: int) -> torch.nn.Module:
 
 
 def _pretrained(files: weights.WeightFiles) -> torch.nn.Module:
-    """transformers maps the names in the file to those of its modules; every tensor must be there and fit."""
+    """The network with a checkpoint's weights; every tensor must be there and fit."""
     import torch
     from transformers import ASTModel
 
     path = files.files["weights"]
     with _quiet():
         try:
-            model, report = ASTModel.from_pretrained(
+            loaded: Any = ASTModel.from_pretrained(
                 str(path.parent),
                 local_files_only=True,
                 use_safetensors=path.suffix == ".safetensors",
@@ -311,11 +309,14 @@ def _pretrained(files: weights.WeightFiles) -> torch.nn.Module:
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{path}: cannot be read as an AST: {error}") from None
+    model, report = loaded
     # A classification head is left over, as it should be: these are features.
     wrong = [*report["missing_keys"], *report["mismatched_keys"]]
     if wrong:
-        raise CheckpointError(f"{path} does not fit its config.json: {len(wrong)} tensors missing or of another shape: "
-                              f"{', '.join(map(str, sorted(wrong)[:5]))}")
+        raise CheckpointError(
+            f"{path} does not fit its config.json: {len(wrong)} tensors missing or of another shape: "
+            f"{', '.join(map(str, sorted(wrong)[:5]))}"
+        )
     module: torch.nn.Module = model
     return module
 
@@ -325,12 +326,13 @@ def _quiet() -> Iterator[None]:
     """Without transformers' progress bar and its table of the classification head's leftover tensors."""
     from transformers.utils import logging
 
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    library: Any = logging
+    verbosity, bar = library.get_verbosity(), library.is_progress_bar_enabled()
+    library.set_verbosity_error()
+    library.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        library.set_verbosity(verbosity)
         if bar:
-            logging.enable_progress_bar()
+            library.enable_progress_bar()

@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from avpipe.extract import images, sampling
+from avpipe.extract import images
 from avpipe.extract.encoder import Prepared
 from avpipe.extract.encoders import _open_clip
+from avpipe.extract.encoders._media import Sampling, choose, frames_of
 from avpipe.extract.media import AudioRequest, Media
 from avpipe.pipeline import config as base
-from avpipe.pipeline.errors import SkipClip
 from avpipe.pipeline.features import Features, FeatureSpec
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Config(base.Config):
     """Configuration of an image tower."""
 
     model: str | None = None
-    """An open_clip model name. None: what the Hub repository or the folder says of itself; ViT-B-16 for other weights."""
+    """An open_clip model name. None: what the Hub repository or the folder says of itself; else ViT-B-16."""
 
     weights: str = "openai"
     """A pretrained tag of open_clip (``openai``), ``hf-hub:org/name`` or ``hf-hub:org/name@revision``, a local file, a
@@ -46,12 +46,12 @@ class Config(base.Config):
     frames: int = Field(default=8, ge=1)
     """Frames a clip."""
 
-    sampling: Literal["uniform"] = "uniform"
-    """How frames are chosen."""
+    sampling: Sampling = "uniform"
+    """How frames are chosen: a function of ``avpipe.extract.sampling``."""
 
     tokens: str = Field(default="all", pattern=r"^(all|mean|cls|embedding|grid:[1-9]\d*)$")
-    """Rows of each frame. ``all``: the tokens of the last layer after the final norm, CLS first where there is one, then
-    patches row by row; ``mean``: the mean patch; ``grid:k``: patches averaged to k x k; ``cls``: one pooled vector
+    """Rows of each frame. ``all``: the tokens of the last layer after the final norm, CLS first where there is one,
+    then patches row by row; ``mean``: the mean patch; ``grid:k``: patches averaged to k x k; ``cls``: one pooled vector
     before CLIP's projection; ``embedding``: the image embedding in the space shared with text (not normalised)."""
 
     precision: Literal["bf16", "float32"] = "bf16"
@@ -89,7 +89,7 @@ class Encoder:
 
     def sample(self, frame_pts_seconds: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         """Which frames of a clip it wants."""
-        return sampling.uniform(frame_pts_seconds, self.config.frames)
+        return choose(self.config.sampling, frame_pts_seconds, self.config.frames)
 
     @property
     def audio(self) -> AudioRequest | None:
@@ -103,14 +103,10 @@ class Encoder:
             SkipClip: the clip has no video.
             ClipError: a frame is too narrow to be resized.
         """
-        frames = media.frames.get(self.spec.name)
-        if frames is None or len(frames.data) == 0:
-            raise SkipClip("no_video", "the clip has no video")
+        frames = frames_of(media, self.spec.name)
         how = self.tower.preprocessing
         pixels = [
-            images.fit(
-                frame, how.size, mode=how.resize_mode, interpolation=how.interpolation, fill=how.fill_color
-            )
+            images.fit(frame, how.size, mode=how.resize_mode, interpolation=how.interpolation, fill=how.fill_color)
             for frame in frames.data
         ]
         return {"pixels": np.stack(pixels), "pts_seconds": frames.pts_seconds}
@@ -131,9 +127,10 @@ class Encoder:
         counts = [len(clip["pixels"]) for clip in batch]
         pixels = torch.from_numpy(np.concatenate([clip["pixels"] for clip in batch]))
         with torch.inference_mode():
-            rows = torch.cat([self._forward(part) for part in pixels.split(FRAMES_AT_ONCE)])  # (frames, rows, dim)
+            parts = [self._forward(part) for part in torch.split(pixels, FRAMES_AT_ONCE)]
+        rows = torch.cat(parts)  # (frames, rows_per_frame, dim)
         features = []
-        for clip, tokens in zip(batch, rows.split(counts), strict=True):
+        for clip, tokens in zip(batch, torch.split(rows, counts), strict=True):
             pts = np.repeat(clip["pts_seconds"].astype(np.float64), tokens.shape[1])
             features.append(Features(data=tokens.flatten(0, 1).numpy(), pts_seconds=pts))
         return features
@@ -161,5 +158,3 @@ def normalise(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float])
     middle = torch.tensor(mean, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
     spread = torch.tensor(std, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
     return scaled.sub_(middle).div_(spread)
-
-

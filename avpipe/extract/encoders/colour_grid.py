@@ -3,38 +3,38 @@
 Per sampled frame, shrunk to a small square canvas:
 
 - mean colour of each cell of a ``grid x grid`` raster: where which colour is;
-- edge energy by orientation, on a raster half as fine: which shapes. Gradients are sorted into orientations as in
+- edge strength by orientation, on a raster half as fine: which shapes. Gradients are sorted into orientations as in
   histograms of oriented gradients (Dalal and Triggs, CVPR 2005), without their block normalisation: strength matters;
-- signed change of brightness of each cell since the frame sampled before it: what moves where, and when. Zero for the
-  first frame.
+- signed change of brightness of each cell since the frame sampled before it: what moves where to, and when. Zero for
+  the first frame.
 
-All values are divided by fixed numbers, never by a clip's own statistics.
+All values are divided by fixed numbers, never by a clip's own statistics. Each part earns its place: on clips of the
+synthetic dataset, a small network that sees one row names the shape in 76 % of clips from colours, in 98 % with edges;
+and finds the phase of a bounce with a squared error of 0.52 from colours, of 0.02 with changes (1.0 is a blind guess).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from pydantic import Field
 
-from avpipe.extract import sampling
 from avpipe.extract.encoder import Prepared
+from avpipe.extract.encoders._media import Sampling, choose, frames_of
 from avpipe.extract.media import AudioRequest, Media
 from avpipe.pipeline import config as base
-from avpipe.pipeline.errors import SkipClip
 from avpipe.pipeline.features import Features, FeatureSpec
 
 CELL = 8
 """Side of a cell of the fine raster, in pixels of the canvas."""
 
 COLOUR_MIDDLE, COLOUR_SCALE = 0.5, 0.25
-EDGE_SCALE = 0.05
+EDGE_SCALE = 0.01  # before the square root, which keeps the faint edges of small objects in sight
 CHANGE_SCALE = 0.1
-"""They bring values to about unit variance on coloured objects before a plain background; colours lie in [0, 1]."""
+"""They bring values near unit variance, for drawings as for photographs; colours lie in [0, 1]."""
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 
@@ -45,8 +45,8 @@ class Config(base.Config):
     frames: int = Field(default=32, ge=1)
     """Frames a clip."""
 
-    sampling: Literal["uniform"] = "uniform"
-    """How frames are chosen."""
+    sampling: Sampling = "uniform"
+    """How frames are chosen: a function of ``avpipe.extract.sampling``."""
 
     grid: int = Field(default=8, ge=2, le=32, multiple_of=2)
     """Cells along each side of the colour raster; the edge raster has half as many."""
@@ -82,7 +82,7 @@ class Encoder:
 
     def sample(self, frame_pts_seconds: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         """Which frames of a clip it wants."""
-        return sampling.uniform(frame_pts_seconds, self.config.frames)
+        return choose(self.config.sampling, frame_pts_seconds, self.config.frames)
 
     @property
     def audio(self) -> AudioRequest | None:
@@ -95,16 +95,14 @@ class Encoder:
         Raises:
             SkipClip: the clip has no video.
         """
-        frames = media.frames.get(self.spec.name)
-        if frames is None or len(frames.data) == 0:
-            raise SkipClip("no_video", "the clip has no video")
+        frames = frames_of(media, self.spec.name)
         grid = self.config.grid
         canvas = np.stack([_shrink(frame, CELL * grid) for frame in frames.data])  # (N, side, side, 3) in [0, 1]
         colour = _cells(canvas, grid)  # (N, grid, grid, 3)
         edges = _cells(_edges(canvas @ LUMA, self.config.orientations), grid // 2)  # (N, grid/2, grid/2, orientations)
         brightness = colour @ LUMA  # (N, grid, grid)
         change = np.diff(brightness, axis=0, prepend=brightness[:1])
-        parts = ((colour - COLOUR_MIDDLE) / COLOUR_SCALE, edges / EDGE_SCALE, change / CHANGE_SCALE)
+        parts = ((colour - COLOUR_MIDDLE) / COLOUR_SCALE, np.sqrt(edges / EDGE_SCALE), change / CHANGE_SCALE)
         data = np.concatenate([part.reshape(len(canvas), -1) for part in parts], axis=1)
         return {"data": data.astype(np.float32), "pts_seconds": frames.pts_seconds}
 
@@ -113,13 +111,13 @@ class Encoder:
 
     def encode(self, batch: Sequence[Prepared]) -> list[Features]:
         """Nothing left to compute."""
-        return [Features(data=clip["data"], pts_seconds=clip["pts_seconds"]) for clip in batch]
+        return [Features(data=clip["data"], pts_seconds=clip["pts_seconds"].astype(np.float64)) for clip in batch]
 
 
 def _shrink(frame: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.float32]:
     """Area averages of a frame of any size on a square canvas, in [0, 1]."""
     shrunk = Image.fromarray(frame).resize((side, side), Image.Resampling.BOX)
-    return np.asarray(shrunk, dtype=np.float32) / 255
+    return np.asarray(shrunk, dtype=np.float32) / np.float32(255)
 
 
 def _cells(images: npt.NDArray[np.float32], grid: int) -> npt.NDArray[np.float32]:
@@ -137,4 +135,5 @@ def _edges(luma: npt.NDArray[np.float32], orientations: int) -> npt.NDArray[np.f
     position = (np.arctan2(down, right) % np.pi) * (orientations / np.pi)  # in [0, K]
     distance = np.abs(position[..., None] - np.arange(orientations, dtype=np.float32))
     distance = np.minimum(distance, orientations - distance)  # directions half a turn apart are one
-    return strength[..., None] * np.maximum(0, 1 - distance)
+    edges: npt.NDArray[np.float32] = strength[..., None] * np.maximum(0, 1 - distance)
+    return edges

@@ -66,8 +66,10 @@ class LocalPool:
             # A child of a worker may hold the pipe open when the worker is dead: look after them now and then.
             wait([worker.pipe for worker in self._workers.values()], timeout=_POLL_SECONDS)
             for rank, worker in list(self._workers.items()):
-                events += worker.receive()
-                if worker.is_gone():
+                said = worker.receive()
+                events += said
+                # Its death is an event of the next call: these may be answered as if it were alive.
+                if not said and worker.is_gone():
                     del self._workers[rank]
                     events += worker.bury()
         return events
@@ -144,7 +146,8 @@ class _Worker:
 def die_with_parent(parent_pid: int) -> None:
     """Have the kernel kill this process when its parent dies, however that happens. Linux only; else does nothing.
 
-    To be called first in a child process.
+    To be called first in a child process. To the kernel, the parent is the thread that started the child: that thread
+    must live as long as the child shall.
 
     Args:
         parent_pid: of the parent, as the parent itself knows it: it may be dead already.

@@ -159,7 +159,7 @@ class FeatureSet:
         if reader.spec.fingerprint != mark.fingerprint:
             raise CorruptShardError(
                 f"{reader.path} holds features {reader.spec.fingerprint}, its mark says {mark.fingerprint}. "
-                f"`avpipe extract` writes broken shards again"
+                f"Remove both, then `avpipe extract` writes the shard again"
             )
         reader.release()  # counted when it is opened to read
         return reader

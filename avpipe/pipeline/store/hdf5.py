@@ -42,7 +42,8 @@ def compose(path: Path, spec: FeatureSpec, clips: Sequence[CollectedClip], rows:
     """Write a shard file.
 
     HDF5 lays the file out, but every byte is written by plain writes, the rows block by block: a shard of many GB needs
-    no memory, and a full disk is an error like any other. (Under HDF5's own writes it crashes the process.)
+    no memory, and a full disk is an error like any other. (HDF5 2.0 crashes the process when
+    one of its own writes fails.)
 
     Args:
         path: of the file to make.

@@ -25,6 +25,7 @@ Deviations from the authors' code, each by a switch:
   clip, and the modalities meet when the moments are gone: whether a bounce comes with a beep is then an exclusive or of
   two pooled facts, which gradient descent does not find in reasonable time. Here a visual and an audio query of one
   moment meet, and it is found within a few hundred steps (docs/synchrony.md has the measurements).
+- ``project_inputs: true`` maps X to ``width`` once, before the layers, instead of in every layer's keys and values.
 - ``absent: zero`` drops the cross-attention's result of a modality that the clip lacks. In the original an all-zero
   mask becomes uniform attention over rows of padding, so the caption depends on how long the padding is.
 
@@ -75,6 +76,8 @@ class Config(BaseConfig):
     """Layers 0, n, 2n, ... look at the features. The paper: 2."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Of channels and of attention weights."""
+    project_inputs: bool = True
+    """Whether features are mapped to ``width`` once, before the layers. The paper: no."""
     time_embedding: Literal["none", "sinusoidal"] = "sinusoidal"
     """Whether a row of features carries its time in seconds. The paper: none."""
     query_times: Literal["none", "spread"] = "spread"
@@ -119,14 +122,16 @@ class Fusion(nn.Module):
             nn.LayerNorm(spec.dim, eps=VISUAL_INPUT_EPS if spec.modality == "video" else LAYER_NORM_EPS)
             for spec in ordered
         )
-        self.times = nn.ModuleList(
-            TimeEmbedding(spec.dim) for spec in ordered if config.time_embedding == "sinusoidal"
+        self.projections = nn.ModuleList(
+            nn.Linear(spec.dim, config.width) for spec in ordered if config.project_inputs
         )
+        widths = [config.width if config.project_inputs else spec.dim for spec in ordered]
+        self.times = nn.ModuleList(TimeEmbedding(width) for width in widths if config.time_embedding == "sinusoidal")
         self.queries = nn.Parameter(torch.empty(1, sum(self.counts), config.width))
         self.query_norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(
-            _Layer(config, [spec.dim for spec in ordered], crosses=index % config.cross_attention_every == 0)
+            _Layer(config, widths, crosses=index % config.cross_attention_every == 0)
             for index in range(config.layers)
         )
         moments = torch.cat([(torch.arange(count) + 0.5) / count for count in self.counts])  # in units of the clip
@@ -148,6 +153,8 @@ class Fusion(nn.Module):
         contexts, biases, gates = [], [], []
         for index, name in enumerate(self.names):
             context = self.input_norms[index](batch.features[name])  # (B, T, dim)
+            if self.projections:
+                context = self.projections[index](context)  # (B, T, W)
             contexts.append(context + self.times[index](batch.pts_seconds[name]) if self.times else context)
             biases.append(self._cross_bias(index, batch.mask[name], batch.pts_seconds[name], duration))
             present = batch.present[name] if self.absent == "zero" else torch.ones_like(batch.present[name])

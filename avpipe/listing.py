@@ -1,0 +1,63 @@
+"""``avpipe ls``: every part by kind and name, each with one line. Loads no part."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from avpipe.pipeline.workspace import Workspace
+
+
+def listing(workspace: Workspace) -> dict[str, dict[str, str]]:
+    """Every part by kind and name, each with one line; ``{kind: {name: line}}``."""
+    from avpipe.data_manifests import datasets
+    from avpipe.eval import metrics
+    from avpipe.extract import encoders
+    from avpipe.train import decoders, fusions
+
+    registries = (encoders, datasets, fusions, decoders, metrics)
+    parts = {
+        f"{folder.REGISTRY.kind}s": {name: folder.REGISTRY.summary(name) for name in folder.REGISTRY.names()}
+        for folder in registries
+    }
+    parts["extract-recipes"] = _recipes("avpipe.extract")
+    parts["train-recipes"] = _recipes("avpipe.train")
+    parts["features"] = {
+        f"{dataset}/{name}": _describe_features(workspace.feature_set(dataset, name))
+        for dataset in workspace.prepared()
+        for name in workspace.extracted(dataset)
+    }
+    parts["runs"] = {name: _describe_run(workspace.run(name)) for name in workspace.runs()}
+    return parts
+
+
+def _recipes(package: str) -> dict[str, str]:
+    """The recipes of a stage with the first line of their comment."""
+    from importlib import resources
+
+    found = {}
+    for entry in (resources.files(package) / "recipes").iterdir():
+        if entry.name.endswith(".yaml"):
+            first = entry.read_text(encoding="utf-8").splitlines()[0]
+            found[entry.name.removesuffix(".yaml")] = first.lstrip("# ")
+    return dict(sorted(found.items()))
+
+
+def _describe_features(folder: Path) -> str:
+    from avpipe.pipeline import shards
+
+    spec = shards.read_spec(folder)
+    counts: Counter[str] = Counter()
+    for mark in shards.marks(folder):
+        counts += Counter(mark.counts)
+    done = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "nothing yet"
+    return f"{spec.modality}, {spec.dim} wide, {spec.dtype}, {spec.fingerprint}: {done}"
+
+
+def _describe_run(folder: Path) -> str:
+    path = folder / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    scores = [row["val_score"] for row in rows if "val_score" in row]
+    steps = rows[-1]["step"] if rows else 0
+    return f"{steps} steps" + (f", best CIDEr {max(scores):.3f} on val" if scores else "")

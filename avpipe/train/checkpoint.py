@@ -1,0 +1,229 @@
+"""Checkpoints: a captioner's trainable weights with all that is needed to use it, and a trainer's state to go on.
+
+::
+
+    checkpoints/last/                  after every validation and every `save_every` steps
+        model.safetensors              weights
+        config.json                    the run's configuration, and the specs of the features it reads
+        tokenizer.json, special_tokens.json
+        trainer.pt                     optimizer, random number generators, position, best score
+        complete.json                  sha256 of the others, written last
+    checkpoints/best/                  the same without trainer.pt, at the best validation score
+
+A checkpoint is written beside the former one and then takes its name, so that there is a whole one at every moment.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from avpipe.pipeline.errors import CheckpointError, ConfigError, FingerprintError
+from avpipe.pipeline.features import FeatureSpec
+from avpipe.pipeline.files import sha256, storage_errors, write_json
+from avpipe.train import decoders, fusions
+from avpipe.train.captioner import Captioner
+from avpipe.train.config import RunConfig, check
+from avpipe.train.tokenizer import Tokenizer
+
+MODEL_FILE, CONFIG_FILE, STATE_FILE, COMPLETE_FILE = "model.safetensors", "config.json", "trainer.pt", "complete.json"
+
+
+def build(config: RunConfig, specs: Mapping[str, FeatureSpec], vocabulary_size: int) -> Captioner:
+    """A captioner with fresh weights, drawn from torch's global generator."""
+    fusion_config = {key: value for key, value in config.fusion.items() if key != "name"}
+    decoder_config = {key: value for key, value in config.decoder.items() if key != "name"}
+    fusion_module = fusions.REGISTRY.load(config.fusion["name"])
+    decoder_module = decoders.REGISTRY.load(config.decoder["name"])
+    fusion = fusion_module.Fusion(fusion_module.Config(**fusion_config), specs)
+    decoder = decoder_module.Decoder(
+        decoder_module.Config(**decoder_config), fused_width=fusion.width, vocabulary_size=vocabulary_size
+    )
+    return Captioner(fusion, decoder)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedCaptioner:
+    """A captioner that is ready to caption, and what it must be fed.
+
+    Attributes:
+        captioner: in eval mode, on the CPU.
+        tokenizer: its words.
+        config: of its run.
+        specs: of the features that it reads, by name.
+        name: ``<run>@<step>``, for captions to say what made them.
+    """
+
+    captioner: Captioner
+    tokenizer: Tokenizer
+    config: RunConfig
+    specs: Mapping[str, FeatureSpec]
+    name: str
+
+
+def save(
+    folder: Path,
+    captioner: Captioner,
+    tokenizer: Tokenizer,
+    config: RunConfig,
+    specs: Mapping[str, FeatureSpec],
+    *,
+    name: str,
+    state: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint in the place of a former one.
+
+    Args:
+        folder: ``.../checkpoints/last``.
+        captioner: its parameters that require gradients are written, and its buffers.
+        tokenizer: its words.
+        config: of the run.
+        specs: of the features that it reads.
+        name: ``<run>@<step>``.
+        state: of the trainer; tensors and plain values.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    new = folder.with_name(f"{folder.name}.new")
+    with storage_errors(folder):
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        save_file(_trained(captioner), new / MODEL_FILE)
+        tokenizer.save(new)
+        values = {
+            "name": name,
+            "run": config.model_dump(mode="json"),
+            "features": {key: {**spec.to_json(), "fingerprint": spec.fingerprint} for key, spec in specs.items()},
+        }
+        write_json(new / CONFIG_FILE, values)
+        if state is not None:
+            torch.save(dict(state), new / STATE_FILE)
+        write_json(new / COMPLETE_FILE, {path.name: sha256(path) for path in sorted(new.iterdir())})
+        _swap(folder)
+
+
+def _swap(folder: Path) -> None:
+    """Put ``<folder>.new`` in the place of ``<folder>``; :func:`find` finishes what a kill in between leaves."""
+    new, old = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def find(folder: Path) -> Path | None:
+    """The checkpoint at ``folder``, or the whole one that a kill left beside it; ``None`` if there is none."""
+    new = folder.with_name(f"{folder.name}.new")
+    if not folder.exists() and (new / COMPLETE_FILE).exists():
+        with storage_errors(folder):
+            _swap(folder)
+    return folder if (folder / COMPLETE_FILE).exists() else None
+
+
+def load(folder: Path) -> LoadedCaptioner:
+    """Read a captioner from a checkpoint.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or its weights do not fit.
+    """
+    values = _read_config(folder)
+    try:
+        config = check(values["run"], str(folder / CONFIG_FILE))
+        specs = {name: FeatureSpec.from_json(spec) for name, spec in values["features"].items()}
+        name = str(values["name"])
+    except (KeyError, ValueError, AttributeError, ConfigError) as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: not the configuration of a run: {error}") from None
+    tokenizer = Tokenizer.load(folder)
+    captioner = build(config, specs, tokenizer.vocabulary_size)
+    load_weights(captioner, folder)
+    captioner.eval()
+    return LoadedCaptioner(captioner=captioner, tokenizer=tokenizer, config=config, specs=specs, name=name)
+
+
+def load_weights(captioner: Captioner, folder: Path) -> None:
+    """Read a checkpoint's weights into a captioner that was built alike.
+
+    Raises:
+        CheckpointError: names or shapes differ, or the file is damaged.
+    """
+    stored = load_file(folder / MODEL_FILE)
+    expected = _trained(captioner)
+    wrong = [f"{name}: not in the checkpoint" for name in sorted(expected.keys() - stored.keys())]
+    wrong += [f"{name}: not in the captioner" for name in sorted(stored.keys() - expected.keys())]
+    wrong += [
+        f"{name}: {list(stored[name].shape)} in the checkpoint, {list(expected[name].shape)} in the captioner"
+        for name in sorted(expected.keys() & stored.keys())
+        if stored[name].shape != expected[name].shape
+    ]
+    if wrong:
+        lines = "\n".join(f"  - {line}" for line in wrong[:10])
+        raise CheckpointError(f"{folder}: {len(wrong)} weights do not fit the captioner\n{lines}")
+    captioner.load_state_dict(stored, strict=False)  # what is frozen comes from elsewhere, and is not stored
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """The trainer's state of a checkpoint.
+
+    Raises:
+        CheckpointError: it has none, or it is damaged.
+    """
+    _read_config(folder)
+    path = folder / STATE_FILE
+    if not path.exists():
+        raise CheckpointError(f"{folder} has no {STATE_FILE}: it can caption, but not be trained on")
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def check_features(specs: Mapping[str, FeatureSpec], there: Mapping[str, FeatureSpec], what: str) -> None:
+    """Refuse features that are not those a checkpoint was trained on.
+
+    Args:
+        specs: what the checkpoint was trained on.
+        there: what it would be fed.
+        what: the checkpoint, for the message.
+
+    Raises:
+        FingerprintError: a feature set is missing or another; the message names the fields that differ.
+    """
+    faults = [f"{name}: not there" for name in specs if name not in there]
+    for name, spec in specs.items():
+        if name in there and there[name].fingerprint != spec.fingerprint:
+            faults += [f"{name}.{line}" for line in spec.differences(there[name])]
+    if faults:
+        lines = "\n".join(f"  - {line}" for line in faults)
+        raise FingerprintError(
+            f"{what} was trained on other features (those against these):\n{lines}\n"
+            "Extract with the settings of then, or train a new run on these (--name)"
+        )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Check that the checkpoint is whole, and read its configuration."""
+    if find(folder) is None:
+        raise CheckpointError(f"no whole checkpoint at {folder}; was the run broken off before its first one?")
+    with storage_errors(folder, "read"):
+        sums = json.loads((folder / COMPLETE_FILE).read_text(encoding="utf-8"))
+        broken = [
+            name for name, expected in sums.items() if not (folder / name).exists() or sha256(folder / name) != expected
+        ]
+        if broken:
+            raise CheckpointError(f"{folder} is damaged: {', '.join(broken)} is not what was written")
+        values: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    return values
+
+
+def _trained(captioner: Captioner) -> dict[str, Tensor]:
+    """What a checkpoint holds: parameters that are trained, and buffers that are saved. Tied tensors once."""
+    frozen = {name for name, parameter in captioner.named_parameters() if not parameter.requires_grad}
+    return {name: tensor.contiguous() for name, tensor in captioner.state_dict().items() if name not in frozen}

@@ -1,0 +1,182 @@
+"""What a training run is told: a recipe file with dotted overrides, checked whole before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from avpipe.pipeline.config import Config, parse, parse_component, read_yaml
+from avpipe.pipeline.config import override as lay_over
+from avpipe.pipeline.errors import ConfigError, UnknownNameError
+from avpipe.pipeline.features import Modality
+from avpipe.train import decoders, fusions
+
+Component = dict[str, Any]
+"""``{"name": "qformer", "layers": 4, ...}``, complete."""
+
+
+class TokenizerConfig(Config):
+    """Where the words come from."""
+
+    name: str = "trained"
+    """``trained``: byte-level BPE learned from the training captions; else a Hub id or a local folder."""
+    vocabulary_size: int = Field(8000, ge=300)
+    """Of a trained one: at most this many tokens, the 256 bytes among them."""
+    lower_case: bool = True
+    """Of a trained one."""
+
+
+class TrainConfig(Config):
+    """The loop."""
+
+    epochs: int = Field(20, ge=1)
+    """Passes over the training clips, at most."""
+    max_steps: int | None = Field(None, ge=1)
+    """Optimizer steps, at most; ``null``: as many as the epochs have."""
+    batch_size: int = Field(64, ge=1)
+    """Clips (or, with ``captions_per_clip: one``, captions) a step and process."""
+    captions_per_clip: Literal["all", "one"] = "all"
+    """``all``: a clip is fused once, and all its captions decoded from that; ``one``: one row a caption."""
+    accumulate: int = Field(1, ge=1)
+    """Batches a step."""
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate."""
+    final_lr: float = Field(0.0, ge=0)
+    """Learning rate at the end of the schedule."""
+    warmup_steps: int = Field(100, ge=0)
+    """Steps of linear warmup."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warmup."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Of matrices; biases, norms and other vectors have none."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """Of AdamW."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Of the cross-entropy."""
+    clip_norm: float = Field(1.0, gt=0)
+    """Largest norm of the gradient."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """``auto``: bf16 on a GPU that has it, else fp32."""
+    seed: int = Field(0, ge=0)
+    """Of weights, order and dropout."""
+    validate_every: int = Field(1, ge=1)
+    """Epochs between validations."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after so many validations without a better score; ``null``: never."""
+    save_every: int | None = Field(None, ge=1)
+    """Steps between checkpoints, beside those at every validation."""
+    log_every: int = Field(10, ge=1)
+    """Steps between rows of metrics.jsonl."""
+    num_workers: int = Field(0, ge=0)
+    """Processes that read features; 0: the training process itself."""
+    cache_features: Literal["auto", "yes", "no"] = "auto"
+    """Whether to hold all features in memory; ``auto``: if they take at most a quarter of what is free."""
+    tensorboard: bool = True
+    """Write TensorBoard events, if the package is installed."""
+
+
+class GenerateConfig(Config):
+    """The beam search."""
+
+    beams: int = Field(3, ge=1)
+    """Hypotheses that are followed."""
+    max_tokens: int = Field(30, ge=1)
+    """Longest caption, end included."""
+    min_tokens: int = Field(1, ge=0)
+    """Shortest caption, end not included."""
+    length_penalty: float = 1.0
+    """Score = log-probability / tokens ** this, the end counted (Hugging Face's form)."""
+    batch_size: int = Field(64, ge=1)
+    """Clips at once."""
+
+
+class RunConfig(Config):
+    """Everything about a run. ``fusion`` and ``decoder`` are complete: every field of their ``Config`` is there."""
+
+    dataset: str = ""
+    """Which dataset; empty: the only one with features."""
+    features: tuple[str, ...] = ()
+    """Feature sets to train on; empty: all there are."""
+    modalities: tuple[Modality, ...] = ()
+    """Use feature sets of these modalities alone; empty: all."""
+    fusion: Component = Field(default_factory=lambda: {"name": "qformer"})
+    """The fusion's name and settings."""
+    decoder: Component = Field(default_factory=lambda: {"name": "transformer"})
+    """The decoder's name and settings."""
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    """Where the words come from."""
+    train: TrainConfig = TrainConfig()
+    """The loop."""
+    generate: GenerateConfig = GenerateConfig()
+    """The beam search."""
+
+
+def recipes() -> list[str]:
+    """The recipes that come with avpipe."""
+    folder = resources.files("avpipe.train") / "recipes"
+    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def read(recipe: str, overrides: Sequence[str] = (), settings: Mapping[str, Any] | None = None) -> RunConfig:
+    """A recipe with settings and overrides laid over it.
+
+    Args:
+        recipe: the name of one that comes with avpipe, or a path to a YAML file.
+        overrides: dotted: ``train.lr=1e-4``.
+        settings: what other options of the command line say, by dotted key; laid over first.
+
+    Raises:
+        UnknownNameError: no such recipe, fusion or decoder.
+        ConfigError: keys or values are wrong; all faults at once.
+    """
+    if recipe in recipes():
+        path = Path(str(resources.files("avpipe.train") / "recipes" / f"{recipe}.yaml"))
+    elif recipe.endswith((".yaml", ".yml")):
+        path = Path(recipe)
+    else:
+        raise UnknownNameError("training recipe", recipe, recipes(), "A path to a YAML file will do, too.")
+    values = read_yaml(path)
+    for key, value in (settings or {}).items():
+        node = values
+        *parents, last = key.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        there = node.get(last)
+        # Another component than the recipe's brings its own defaults.
+        same = isinstance(there, dict) and there.get("name") == value
+        node[last] = there if same else value
+    return check(lay_over(values, overrides), str(path) if not overrides else f"{path} with overrides")
+
+
+def check(values: Mapping[str, Any], source: str) -> RunConfig:
+    """Check a whole configuration and complete its components.
+
+    Raises:
+        UnknownNameError: no such fusion or decoder.
+        ConfigError: all faults at once.
+    """
+    faults: list[str] = []
+    complete = dict(values)
+    for kind, registry in (("fusion", fusions.REGISTRY), ("decoder", decoders.REGISTRY)):
+        given = values.get(kind, getattr(RunConfig(), kind))
+        if not isinstance(given, str | Mapping):
+            faults.append(f"{kind}: expected a name, or a mapping with a name, got {given!r}")
+            complete.pop(kind, None)
+            continue
+        try:
+            name, config = parse_component(registry, given, source)
+            complete[kind] = {"name": name, **config.model_dump(mode="json")}
+        except ConfigError as error:
+            faults += [f"{kind}.{fault}" for fault in error.faults]
+            complete.pop(kind, None)
+    try:
+        config = parse(RunConfig, complete, source)
+    except ConfigError as error:
+        raise ConfigError(source, [*faults, *error.faults]) from None
+    if faults:
+        raise ConfigError(source, faults)
+    return config

@@ -1,0 +1,187 @@
+"""From feature sets and captions to batches, in an order that depends on the seed and the epoch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from avpipe.pipeline.clip import Clip
+from avpipe.pipeline.features import Features, FeatureSpec
+from avpipe.train.batch import Batch
+from avpipe.train.tokenizer import Tokenizer
+
+CACHED_SHARE = 0.25
+"""Of the free memory: what ``cache_features: auto`` may take."""
+
+
+class FeatureSource(Protocol):
+    """Where features come from; :class:`avpipe.pipeline.store.FeatureSet` is one."""
+
+    spec: FeatureSpec
+
+    def __contains__(self, clip_id: object) -> bool:
+        """Whether a clip has features."""
+
+    def read(self, clip_id: str) -> Features:
+        """The features of a clip."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Features of one clip as tensors: ``(T, dim)`` and ``(T,)``."""
+
+    data: Tensor
+    pts_seconds: Tensor
+
+
+class ClipDataset:
+    """Clips with their features, and their captions as tokens.
+
+    Args:
+        clips: which.
+        sources: by feature-set name.
+        tokenizer: encodes the captions; ``None``: features alone.
+        max_tokens: longer captions are cut, keeping their end token.
+        cache: hold the features in memory, as they are on disk.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        sources: Mapping[str, FeatureSource],
+        *,
+        tokenizer: Tokenizer | None = None,
+        max_tokens: int = 128,
+        cache: bool = False,
+    ) -> None:
+        self.clips = list(clips)
+        self.sources = dict(sources)
+        self.special = tokenizer.special if tokenizer else None
+        self.captions = [_encode(clip, tokenizer, max_tokens) for clip in self.clips] if tokenizer else []
+        self._cached: list[dict[str, _Rows | None]] | None = None
+        if cache:
+            self._cached = [self._read(clip) for clip in self.clips]
+
+    def batch(self, items: Sequence[tuple[int, Sequence[int]]]) -> Batch:
+        """Collate.
+
+        Args:
+            items: indices of clips, each with the indices of the captions to take.
+        """
+        clips = [self.clips[index] for index, _ in items]
+        rows = [self._cached[index] if self._cached else self._read(self.clips[index]) for index, _ in items]
+        features, mask, pts_seconds, present = {}, {}, {}, {}
+        for name, source in self.sources.items():
+            found = [row[name] for row in rows]
+            features[name], mask[name], pts_seconds[name] = _pad(found, source.spec.dim)
+            present[name] = torch.tensor([row is not None for row in found])
+        tokens = token_mask = caption_clip = None
+        if self.special:
+            chosen = [self.captions[index][caption] for index, captions in items for caption in captions]
+            tokens = torch.full((len(chosen), max(map(len, chosen))), self.special.pad)
+            token_mask = torch.zeros(tokens.shape, dtype=torch.bool)
+            for row, ids in enumerate(chosen):
+                tokens[row, : len(ids)] = torch.tensor(ids)
+                token_mask[row, : len(ids)] = True
+            caption_clip = torch.tensor([row for row, (_, captions) in enumerate(items) for _ in captions])
+        return Batch(
+            clip_ids=tuple(clip.clip_id for clip in clips),
+            features=features,
+            mask=mask,
+            pts_seconds=pts_seconds,
+            present=present,
+            tokens=tokens,
+            token_mask=token_mask,
+            caption_clip=caption_clip,
+        )
+
+    def _read(self, clip: Clip) -> dict[str, _Rows | None]:
+        found: dict[str, _Rows | None] = {}
+        for name, source in self.sources.items():
+            if clip.clip_id not in source:
+                found[name] = None
+                continue
+            features = source.read(clip.clip_id)
+            # Copied: what is read may be a view of a file that is mapped into memory.
+            data, pts = np.array(features.data), features.pts_seconds.astype(np.float32)
+            found[name] = _Rows(torch.from_numpy(data), torch.from_numpy(pts))
+        return found
+
+
+def _encode(clip: Clip, tokenizer: Tokenizer, max_tokens: int) -> list[list[int]]:
+    whole = [tokenizer.encode(caption) for caption in clip.captions]
+    return [ids if len(ids) <= max_tokens else [*ids[: max_tokens - 1], ids[-1]] for ids in whole]
+
+
+def _pad(rows: Sequence[_Rows | None], dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``(B, T, dim)`` float32, ``(B, T)`` bool, ``(B, T)`` float32; an absent clip is padding alone."""
+    length = max((len(row.data) for row in rows if row), default=1)
+    data = torch.zeros(len(rows), length, dim)
+    mask = torch.zeros(len(rows), length, dtype=torch.bool)
+    pts_seconds = torch.zeros(len(rows), length)
+    for index, row in enumerate(rows):
+        if row:
+            data[index, : len(row.data)] = row.data
+            mask[index, : len(row.data)] = True
+            pts_seconds[index, : len(row.data)] = row.pts_seconds
+    return data, mask, pts_seconds
+
+
+Items = list[tuple[int, tuple[int, ...]]]
+
+
+def epoch_items(dataset: ClipDataset, *, seed: int, epoch: int, batch_size: int, captions_per_clip: str) -> list[Items]:
+    """All batches of one epoch, shuffled by seed and epoch alone: a resumed run needs no replay to know the rest.
+
+    With ``"all"`` a batch is of clips with all their captions; with ``"one"``, of single captions. The last, smaller
+    batch is kept.
+    """
+    if captions_per_clip == "all":
+        items: Items = [(index, tuple(range(len(captions)))) for index, captions in enumerate(dataset.captions)]
+    else:
+        items = [(index, (k,)) for index, captions in enumerate(dataset.captions) for k in range(len(captions))]
+    # A generator of its own, seeded by both: epoch 1 of seed 0 is not epoch 0 of seed 1.
+    order = np.random.default_rng((seed, epoch)).permutation(len(items))
+    shuffled = [items[index] for index in order]
+    return [shuffled[start : start + batch_size] for start in range(0, len(shuffled), batch_size)]
+
+
+def loader(dataset: ClipDataset, batches: Sequence[Items], num_workers: int) -> Iterator[Batch]:
+    """The given batches, read ahead by ``num_workers`` processes."""
+    return iter(
+        DataLoader(
+            _Batches(dataset, batches),
+            batch_size=None,
+            num_workers=num_workers,
+            # Loading draws no random number, and must not take any from the training's own stream.
+            generator=torch.Generator().manual_seed(0),
+        )
+    )
+
+
+class _Batches(torch.utils.data.Dataset[Batch]):
+    def __init__(self, dataset: ClipDataset, batches: Sequence[Items]) -> None:
+        self.dataset, self.batches = dataset, batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.dataset.batch(self.batches[index])
+
+
+def fits_in_memory(clips: Sequence[Clip], sources: Mapping[str, FeatureSource]) -> bool:
+    """Whether the features of all clips, by the look of the first ones, take at most a quarter of the free memory."""
+    size = 0.0
+    for source in sources.values():
+        sample = [clip.clip_id for clip in clips[:256] if clip.clip_id in source][:8]
+        if sample:
+            size += float(np.mean([source.read(clip_id).data.nbytes for clip_id in sample])) * len(clips)
+    return size <= CACHED_SHARE * psutil.virtual_memory().available

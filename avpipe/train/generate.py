@@ -1,0 +1,197 @@
+"""Captions by beam search."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from avpipe.pipeline.captions import Beam, Caption
+from avpipe.pipeline.clip import Clip
+from avpipe.train.batch import Batch, Fused
+from avpipe.train.captioner import Captioner, Decoder
+from avpipe.train.checkpoint import LoadedCaptioner, check_features
+from avpipe.train.config import GenerateConfig
+from avpipe.train.dataset import ClipDataset, FeatureSource
+from avpipe.train.tokenizer import Special, Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """A finished caption as tokens, without begin, with the end token where it has one.
+
+    Attributes:
+        tokens: ids.
+        log_prob: sum over the tokens, in nats.
+        score: what hypotheses are ranked by: ``log_prob / len(tokens) ** length_penalty``.
+    """
+
+    tokens: tuple[int, ...]
+    log_prob: float
+    score: float
+
+
+@dataclass(slots=True)
+class _Finished:
+    """The best finished hypotheses of one clip."""
+
+    beams: int
+    length_penalty: float
+    kept: list[Hypothesis] = field(default_factory=list)
+
+    def add(self, tokens: Sequence[int], log_prob: float) -> None:
+        score = log_prob / len(tokens) ** self.length_penalty
+        self.kept.append(Hypothesis(tuple(tokens), log_prob, score))
+        self.kept.sort(key=lambda hypothesis: -hypothesis.score)
+        del self.kept[self.beams :]
+
+    def beats(self, log_prob: float, length: int, longest: int) -> bool:
+        """Whether nothing that begins with ``length`` tokens of ``log_prob`` can still enter.
+
+        A log-probability only falls. With a positive penalty a longer caption may divide it by more, so the best that
+        can come is at the greatest length; else at the next.
+        """
+        if len(self.kept) < self.beams:
+            return False
+        best_length = longest if self.length_penalty > 0 else length + 1
+        bound = log_prob / best_length**self.length_penalty
+        return bool(self.kept[-1].score >= bound)
+
+
+@torch.inference_mode()
+def beam_search(
+    decoder: Decoder,
+    fused: Fused,
+    special: Special,
+    *,
+    beams: int,
+    max_tokens: int,
+    min_tokens: int = 0,
+    length_penalty: float = 1.0,
+) -> list[list[Hypothesis]]:
+    """The best captions of each clip.
+
+    In every step the ``2 * beams`` best continuations of a clip are looked at: those that end are finished if they are
+    among the first ``beams`` (as in Hugging Face's search), the first ``beams`` of the others go on. A clip is done
+    when no unfinished hypothesis can still beat the finished ones, so the result is that of a search to the end.
+    ``beams=1`` is greedy decoding.
+
+    Args:
+        decoder: one token at a time.
+        fused: of B clips.
+        special: ids of padding, begin and end.
+        beams: hypotheses that are followed.
+        max_tokens: longest caption, the end token counted; what is unfinished then counts as it stands.
+        min_tokens: shortest caption, the end token not counted.
+        length_penalty: 0 ranks by log-probability, 1 by its mean over the tokens, the end counted.
+
+    Returns:
+        For each clip, its hypotheses, best first; at least one.
+    """
+    size = fused.data.shape[0]
+    device = fused.data.device
+    state = decoder.start(fused.take(torch.arange(size, device=device).repeat_interleave(beams)))
+    # All beams of a clip begin alike: only the first may be continued at the start.
+    log_probs = torch.full((size, beams), -torch.inf, device=device)
+    log_probs[:, 0] = 0.0
+    tokens = torch.empty(size, beams, 0, dtype=torch.int64, device=device)
+    last = torch.full((size * beams,), special.begin, device=device)
+    finished = [_Finished(beams, length_penalty) for _ in range(size)]
+    done = [False] * size
+    for length in range(min(max_tokens, decoder.max_tokens - 1)):
+        logits, state = decoder.step(last, state)
+        next_log_probs = logits.float().log_softmax(-1)
+        forbidden = [special.pad, special.begin] + ([special.end] if length < min_tokens else [])
+        # Padding may be the end token itself (GPT-2): then it may be said.
+        forbidden = [i for i in forbidden if i != special.end or length < min_tokens]
+        next_log_probs[:, forbidden] = -torch.inf
+        vocabulary = next_log_probs.shape[-1]
+        candidates = (log_probs[..., None] + next_log_probs.view(size, beams, vocabulary)).flatten(1)
+        top_log_probs, top = candidates.topk(min(2 * beams, candidates.shape[1]))  # (B, 2 * beams)
+        parents, words = top // vocabulary, top % vocabulary
+        ends = words == special.end
+        for clip, rank in (ends & (top_log_probs > -torch.inf)).nonzero().tolist():
+            if rank < beams and not done[clip]:
+                said = tokens[clip, parents[clip, rank]].tolist()
+                finished[clip].add([*said, special.end], top_log_probs[clip, rank].item())
+        # Those that go on, in the order of their scores; sorting by a flag is stable.
+        keep = ends.int().sort(dim=1, stable=True).indices[:, :beams]
+        log_probs = top_log_probs.gather(1, keep).masked_fill(ends.gather(1, keep), -torch.inf)
+        parents, words = parents.gather(1, keep), words.gather(1, keep)
+        tokens = torch.cat([tokens.gather(1, parents[..., None].expand(-1, -1, length)), words[..., None]], dim=-1)
+        rows = (torch.arange(size, device=device)[:, None] * beams + parents).flatten()
+        state, last = state.reorder(rows), words.flatten()
+        best = log_probs.amax(dim=1).tolist()
+        done = [
+            already or best[clip] == -torch.inf or finished[clip].beats(best[clip], length + 1, max_tokens)
+            for clip, already in enumerate(done)
+        ]
+        if all(done):
+            break
+    for clip, already in enumerate(done):
+        for beam in range(beams):
+            log_prob = log_probs[clip, beam].item()
+            if not already and log_prob > -torch.inf:
+                finished[clip].add(tokens[clip, beam].tolist(), log_prob)
+    return [clip.kept for clip in finished]
+
+
+def caption_batch(captioner: Captioner, batch: Batch, tokenizer: Tokenizer, config: GenerateConfig) -> list[Caption]:
+    """Caption the clips of one batch, which lies on the captioner's device. The captioner should be in eval mode."""
+    with torch.inference_mode():
+        fused: Fused = captioner.fusion(batch)
+    found = beam_search(
+        captioner.decoder,  # type: ignore[arg-type]  # a module that is a Decoder
+        fused,
+        tokenizer.special,
+        beams=config.beams,
+        max_tokens=config.max_tokens,
+        min_tokens=config.min_tokens,
+        length_penalty=config.length_penalty,
+    )
+    captions = []
+    for clip_id, hypotheses in zip(batch.clip_ids, found, strict=True):
+        # Rounding may lift the probability of a certain caption a hair above one.
+        beams = tuple(Beam(text=tokenizer.decode(h.tokens), log_prob=min(h.log_prob, 0.0)) for h in hypotheses)
+        captions.append(Caption(clip_id=clip_id, text=beams[0].text, log_prob=beams[0].log_prob, beams=beams))
+    return captions
+
+
+def caption_all(
+    captioner: Captioner,
+    dataset: ClipDataset,
+    tokenizer: Tokenizer,
+    config: GenerateConfig,
+    device: torch.device | str = "cpu",
+) -> Iterator[Caption]:
+    """Caption every clip of a dataset, in its order. A clip of which nothing is present gets a caption too."""
+    training = captioner.training
+    captioner.eval()
+    try:
+        for start in range(0, len(dataset.clips), config.batch_size):
+            indices = range(start, min(start + config.batch_size, len(dataset.clips)))
+            batch = dataset.batch([(index, ()) for index in indices])
+            yield from caption_batch(captioner, batch.to(device), tokenizer, config)
+    finally:
+        captioner.train(training)
+
+
+def caption_clips(
+    loaded: LoadedCaptioner,
+    clips: Sequence[Clip],
+    sources: Mapping[str, FeatureSource],
+    *,
+    device: str = "cpu",
+) -> list[Caption]:
+    """Caption clips with a captioner from a checkpoint.
+
+    Raises:
+        FingerprintError: the features are not those that it was trained on.
+    """
+    there = {name: source.spec for name, source in sources.items()}
+    check_features(loaded.specs, there, f"checkpoint {loaded.name!r}")
+    dataset = ClipDataset(clips, {name: sources[name] for name in loaded.specs})
+    captioner = loaded.captioner.to(device)
+    found = caption_all(captioner, dataset, loaded.tokenizer, loaded.config.generate, device)
+    return [replace(caption, checkpoint=loaded.name) for caption in found]

@@ -1,0 +1,402 @@
+"""The training loop, from top to bottom."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import platform
+import random
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from avpipe.pipeline.clip import Clip
+from avpipe.pipeline.config import write_yaml
+from avpipe.pipeline.errors import CheckpointError, DataError, TrainingError
+from avpipe.pipeline.files import atomic_write, write_json
+from avpipe.train import checkpoint
+from avpipe.train.batch import Batch
+from avpipe.train.captioner import Captioner
+from avpipe.train.config import RunConfig, TrainConfig
+from avpipe.train.dataset import ClipDataset, FeatureSource, epoch_items, fits_in_memory, loader
+from avpipe.train.generate import caption_all
+from avpipe.train.tokenizer import Tokenizer
+
+Score = Callable[[Mapping[str, str]], float]
+"""Captions by clip id to one number, the larger the better."""
+
+OnEvent = Callable[[Mapping[str, Any]], None]
+"""Told of every step (``event: "step"``; ``step, steps, loss, clips``) and validation (``event: "validation"``)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """What became of a training.
+
+    Attributes:
+        step: optimizer steps in all.
+        best_step: of the best checkpoint.
+        best_score: its validation score; ``None`` where nothing was scored, and best is last.
+        stopped_early: whether patience ran out.
+        parameters: how many are trained.
+        seconds: of this call.
+    """
+
+    step: int
+    best_step: int
+    best_score: float | None
+    stopped_early: bool
+    parameters: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class _Progress:
+    """Where the training is: what a resumed one must know beside weights, optimizer and random numbers."""
+
+    epoch: int = 0
+    batch: int = 0  # of the epoch
+    step: int = 0
+    best_score: float | None = None
+    best_step: int = 0
+    validations_without_gain: int = 0
+    finished: bool = False
+
+
+def train(
+    config: RunConfig,
+    *,
+    sources: Mapping[str, FeatureSource],
+    train_clips: Sequence[Clip],
+    val_clips: Sequence[Clip],
+    run_folder: Path,
+    score: Score | None = None,
+    on_event: OnEvent = lambda event: None,
+) -> TrainResult:
+    """Train a captioner, or go on where a former call was broken off.
+
+    A resumed training takes the same steps as an unbroken one, with the same losses: order, dropout and schedule
+    depend on the seed and the step alone, and random number generators are part of a checkpoint.
+
+    Args:
+        config: everything about the run.
+        sources: features by feature-set name.
+        train_clips: clips to learn from; those without caption or without any feature are left out.
+        val_clips: clips to choose the best checkpoint by.
+        run_folder: gets ``config.yaml``, ``env.json``, ``metrics.jsonl``, ``checkpoints/``.
+        score: of the validation captions; ``None``: no validation, and the last checkpoint is the best.
+        on_event: told of steps and validations.
+
+    Raises:
+        DataError: there is nothing to learn from.
+        FingerprintError: the run's checkpoint was trained on other features.
+        TrainingError: the loss is not finite; the message names the clips.
+    """
+    started = time.monotonic()
+    settings = config.train
+    specs = {name: source.spec for name, source in sources.items()}
+    usable = [clip for clip in train_clips if clip.captions and any(clip.clip_id in s for s in sources.values())]
+    if not usable:
+        raise DataError(
+            f"nothing to learn from: of {len(train_clips)} training clips, none has both a caption and a feature in "
+            f"{', '.join(sources) or 'any feature set'}"
+        )
+
+    # -- devices and seeds ---------------------------------------------------------------------------------------------
+    accelerator = Accelerator(
+        mixed_precision=_precision(settings.precision), gradient_accumulation_steps=settings.accumulate
+    )
+    is_main = accelerator.is_main_process
+    random.seed(settings.seed)
+    np.random.seed(settings.seed % 2**32)
+    torch.manual_seed(settings.seed)
+
+    # -- tokenizer, model, optimizer -----------------------------------------------------------------------------------
+    last, best = run_folder / "checkpoints" / "last", run_folder / "checkpoints" / "best"
+    resumed = checkpoint.find(last)
+    tokenizer = Tokenizer.load(resumed) if resumed else _new_tokenizer(config, usable)
+    captioner = checkpoint.build(config, specs, tokenizer.vocabulary_size)
+    progress, state = _Progress(), None
+    if resumed:
+        checkpoint.check_features(checkpoint.load(resumed).specs, specs, f"run {run_folder.name!r}")
+        checkpoint.load_weights(captioner, resumed)
+        state = checkpoint.load_state(resumed)
+        progress = _Progress(**state["progress"])
+    optimizer = torch.optim.AdamW(_groups(captioner, settings), lr=settings.lr, betas=settings.betas)
+    model, optimizer = accelerator.prepare(captioner, optimizer)
+    if state:
+        optimizer.load_state_dict(state["optimizer"])
+        if accelerator.scaler:
+            accelerator.scaler.load_state_dict(state["scaler"])
+
+    # -- data ----------------------------------------------------------------------------------------------------------
+    cache = settings.cache_features == "yes" or (
+        settings.cache_features == "auto" and fits_in_memory([*usable, *val_clips], sources)
+    )
+    data = ClipDataset(usable, sources, tokenizer=tokenizer, max_tokens=captioner.max_tokens, cache=cache)
+    val_share = list(val_clips)[accelerator.process_index :: accelerator.num_processes]
+    val_data = ClipDataset(val_share, sources, cache=cache)
+
+    def batches_of(epoch: int) -> list[Any]:
+        return epoch_items(
+            data,
+            seed=settings.seed,
+            epoch=epoch,
+            batch_size=settings.batch_size * accelerator.num_processes,
+            captions_per_clip=settings.captions_per_clip,
+        )
+
+    steps_per_epoch = math.ceil(len(batches_of(0)) / settings.accumulate)
+    total_steps = min(settings.epochs * steps_per_epoch, settings.max_steps or sys.maxsize)
+
+    # -- what the run folder says --------------------------------------------------------------------------------------
+    if is_main:
+        with atomic_write(run_folder / "config.yaml") as aside:
+            aside.write_text(write_yaml(config.model_dump(mode="json")), encoding="utf-8")
+        write_json(run_folder / "env.json", _environment(accelerator))
+    log = _Log(run_folder, progress.step, tensorboard=settings.tensorboard) if is_main else None
+
+    def save(folder: Path, *, with_state: bool) -> None:
+        if is_main:
+            whole = {
+                "optimizer": optimizer.state_dict(),
+                "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {},
+                "random": _random_state(),
+                "progress": {field: getattr(progress, field) for field in progress.__slots__},
+            }
+            name = f"{run_folder.name}@{progress.step}"
+            checkpoint.save(folder, captioner, tokenizer, config, specs, name=name, state=whole if with_state else None)
+        accelerator.wait_for_everyone()
+
+    def validate() -> float | None:
+        """Caption the validation clips with beam search and score them."""
+        if score is None or not val_clips:
+            return None
+        generated = caption_all(captioner, val_data, tokenizer, config.generate, accelerator.device)
+        captions = gather_object([(caption.clip_id, caption.text) for caption in generated])
+        values = gather_object([score(dict(captions)) if is_main else 0.0])
+        return float(values[0])
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
+    if state:
+        _set_random_state(state["random"])
+    model.train()
+    while not progress.finished:
+        batches = batches_of(progress.epoch)
+        waiting = -time.monotonic()  # for data; becomes seconds since the last log row
+        for batch in loader(data, _shares(batches[progress.batch :], accelerator), settings.num_workers):
+            waiting += time.monotonic()
+            lr = _learning_rate(progress.step, total_steps, settings)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            is_last = progress.batch + 1 == len(batches)
+            is_update = is_last or (progress.batch + 1) % settings.accumulate == 0
+            # Gradients are summed over the batches of a step, and shared between processes at its end.
+            with nullcontext() if is_update else accelerator.no_sync(model):
+                loss = _loss(model, batch.to(accelerator.device), settings.label_smoothing)
+                _check_finite(loss, progress.step, batch)
+                accelerator.backward(loss)
+            progress.batch += 1
+            if is_update:
+                norm = accelerator.clip_grad_norm_(model.parameters(), settings.clip_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+                progress.step += 1
+                seen = loss.item()
+                on_event(
+                    {"event": "step", "step": progress.step, "steps": total_steps, "loss": seen, "clips": len(batch)}
+                )
+                if log and progress.step % settings.log_every == 0:
+                    log.row(progress, loss=seen, lr=lr, grad_norm=float(norm), data_seconds=round(waiting, 4))
+                    waiting = 0.0
+                if progress.step >= total_steps:
+                    break
+                if settings.save_every and progress.step % settings.save_every == 0 and not is_last:
+                    save(last, with_state=True)
+            waiting -= time.monotonic()
+
+        # Once in a while: validate, keep the best, and see whether it is time to stop.
+        progress.epoch, progress.batch = progress.epoch + 1, 0
+        progress.finished = progress.step >= total_steps or progress.epoch >= settings.epochs
+        if progress.finished or progress.epoch % settings.validate_every == 0:
+            value = validate()
+            if value is None or progress.best_score is None or value > progress.best_score:
+                progress.best_score, progress.best_step, progress.validations_without_gain = value, progress.step, 0
+                save(best, with_state=False)
+            else:
+                progress.validations_without_gain += 1
+            out_of_patience = settings.patience is not None and progress.validations_without_gain >= settings.patience
+            progress.finished = progress.finished or out_of_patience
+            if log and value is not None:
+                log.row(progress, val_score=value)
+            on_event({"event": "validation", "step": progress.step, "epoch": progress.epoch, "score": value})
+            save(last, with_state=True)
+
+    if log:
+        log.close()
+    return TrainResult(
+        step=progress.step,
+        best_step=progress.best_step,
+        best_score=progress.best_score,
+        stopped_early=progress.step < total_steps,
+        parameters=sum(parameter.numel() for parameter in captioner.parameters() if parameter.requires_grad),
+        seconds=time.monotonic() - started,
+    )
+
+
+# -- the parts of a step -----------------------------------------------------------------------------------------------
+
+
+def _loss(model: torch.nn.Module, batch: Batch, label_smoothing: float) -> Tensor:
+    """Cross-entropy of every caption token but the first, in nats, mean over the tokens of the batch."""
+    if batch.tokens is None or batch.token_mask is None:
+        raise ValueError("batch: expected captions, got none")
+    logits: Tensor = model(batch)  # (N, L - 1, V)
+    targets = batch.tokens[:, 1:].masked_fill(~batch.token_mask[:, 1:], -100)
+    return F.cross_entropy(
+        logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, label_smoothing=label_smoothing
+    )
+
+
+def _check_finite(loss: Tensor, step: int, batch: Batch) -> None:
+    if not torch.isfinite(loss):
+        raise TrainingError(
+            f"the loss is {loss.item()} at step {step}, on the clips {', '.join(batch.clip_ids)}. The last checkpoint "
+            "is whole. Try a smaller train.lr, train.precision=fp32, or look at these clips' features (avpipe verify)"
+        )
+
+
+def _learning_rate(step: int, total_steps: int, settings: TrainConfig) -> float:
+    """Linear warmup, then a half cosine down to ``final_lr``, or level; a function of the step alone."""
+    if step < settings.warmup_steps:
+        return settings.lr * (step + 1) / settings.warmup_steps
+    if settings.schedule == "constant":
+        return settings.lr
+    share = (step - settings.warmup_steps) / max(1, total_steps - settings.warmup_steps)
+    return settings.final_lr + (settings.lr - settings.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+
+def _groups(captioner: Captioner, settings: TrainConfig) -> list[dict[str, Any]]:
+    """Matrices with weight decay; biases, norms and other vectors without."""
+    trained = [parameter for parameter in captioner.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def _shares(batches: Sequence[Any], accelerator: Accelerator) -> list[Any]:
+    """This process's share of each batch; where there are fewer items than processes, the first item again."""
+    rank, count = accelerator.process_index, accelerator.num_processes
+    return [batch[rank::count] or batch[:1] for batch in batches]
+
+
+def _precision(asked: str) -> str:
+    """As accelerate names it; bf16 where the hardware has it."""
+    if asked != "auto":
+        return "no" if asked == "fp32" else asked
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+
+
+def _new_tokenizer(config: RunConfig, clips: Sequence[Clip]) -> Tokenizer:
+    if config.tokenizer.name != "trained":
+        return Tokenizer.from_hub(config.tokenizer.name)
+    return Tokenizer.trained(
+        (caption for clip in clips for caption in clip.captions),
+        vocabulary_size=config.tokenizer.vocabulary_size,
+        lower_case=config.tokenizer.lower_case,
+    )
+
+
+# -- random numbers ----------------------------------------------------------------------------------------------------
+
+
+def _random_state() -> dict[str, Any]:
+    """Every generator that training may draw from, as tensors and plain values."""
+    version, internal, gauss = random.getstate()
+    _, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": [version, list(internal), gauss],
+        "numpy": [np.asarray(keys).tolist(), position, has_gauss, cached],
+    }
+
+
+def _set_random_state(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if len(state["cuda"]) != (torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        raise CheckpointError(
+            f"the run was broken off with {len(state['cuda'])} GPUs, here are {torch.cuda.device_count()}: it cannot "
+            "go on in the same way. Give it as many, or train a new run (--name)"
+        )
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+
+
+# -- what is written ---------------------------------------------------------------------------------------------------
+
+
+class _Log:
+    """``metrics.jsonl`` and TensorBoard events. Rows after the checkpoint that a run goes on from are taken back."""
+
+    def __init__(self, run_folder: Path, step: int, *, tensorboard: bool) -> None:
+        path = run_folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        # A kill may have cut the last line.
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        with atomic_write(path) as aside:
+            aside.write_text("".join(kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+        self._board: Any = None
+        if tensorboard and importlib.util.find_spec("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(run_folder / "tensorboard"), purge_step=step + 1)
+
+    def row(self, progress: _Progress, **values: float) -> None:
+        self._file.write(json.dumps({"step": progress.step, "epoch": progress.epoch, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items() if self._board else ():
+            self._board.add_scalar(name, value, progress.step)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board:
+            self._board.close()
+
+
+def _environment(accelerator: Accelerator) -> dict[str, Any]:
+    """What the numbers of a run may depend on, beside its configuration."""
+    import avpipe
+
+    cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
+    return {
+        "avpipe": avpipe.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "cuda": cuda,
+        "processes": accelerator.num_processes,
+        "mixed_precision": accelerator.mixed_precision,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+    }
