@@ -114,7 +114,8 @@ def write(
     if len(datasets) > 1:
         raise DataError(f"{path}: expected the clips of one dataset, got those of {', '.join(datasets)}")
     _check_unique(path, [clip.clip_id for clip in clips])
-    rows = "".join(f"{json.dumps(clip.to_row(), ensure_ascii=False)}\n" for clip in clips).encode()
+    # Pure ASCII: the path of a file may hold bytes that are no UTF-8.
+    rows = "".join(f"{json.dumps(clip.to_row(), allow_nan=False)}\n" for clip in clips).encode("ascii")
     header = Header(
         dataset=datasets[0],
         media_root=_portable(media_root, path),
@@ -160,9 +161,13 @@ def read(path: Path, splits: Iterable[str] | None = None) -> Manifest:
         except ValueError as error:
             raise DataError(f"{path}, line {number}: {error}") from None
     if dict(counts) != {split: count for split, count in header.clips.items() if count}:
-        raise DataError(f"{path}: expected {_counted(header.clips)}, as its header says, got {_counted(counts)}. {_again(path)}")
+        raise DataError(
+            f"{path}: expected {_counted(header.clips)}, as its header says, got {_counted(counts)}. {_again(path)}"
+        )
     if _ids_sha256(ids) != header.ids_sha256:
-        raise DataError(f"{path}: its ids, or their order, are not those that its header was written for. {_again(path)}")
+        raise DataError(
+            f"{path}: its ids, or their order, are not those that its header was written for. {_again(path)}"
+        )
     return Manifest(
         dataset=header.dataset,
         clips=tuple(clips),
@@ -212,17 +217,18 @@ def _again(path: Path) -> str:
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows with their line numbers, from 1."""
     number = 0
-    try:
-        with storage_errors(path, "read"), gzip.open(path, "rt", encoding="utf-8", newline="\n") as lines:
-            for number, line in enumerate(lines, start=1):
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise DataError(f"{path}, line {number}: expected an object, got {line.strip()[:80]!r}")
-                yield number, row
-    except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: damaged after line {number}: {error}. {_again(path)}") from None
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {number}: expected a clip as JSON: {error}") from None
+    with storage_errors(path, "read"):
+        try:
+            with gzip.open(path, "rt", encoding="utf-8", newline="\n") as lines:
+                for number, line in enumerate(lines, start=1):
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise DataError(f"{path}, line {number}: expected an object, got {line.strip()[:80]!r}")
+                    yield number, row
+        except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: damaged after line {number}: {error}. {_again(path)}") from None
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}, line {number}: expected a clip as JSON: {error}") from None
 
 
 def _check_unique(path: Path, ids: Sequence[str]) -> None:
@@ -232,7 +238,7 @@ def _check_unique(path: Path, ids: Sequence[str]) -> None:
 
 
 def _ids_sha256(ids: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(ids).encode()).hexdigest()
+    return hashlib.sha256("\n".join(ids).encode("ascii", "backslashreplace")).hexdigest()
 
 
 def _by_split(counts: Iterable[tuple[str, int]]) -> dict[str, int]:

@@ -45,14 +45,13 @@ def prepare(
         StoreError: the manifest cannot be written.
     """
     name, config = parse_component(REGISTRY, {**(options or {}), "name": dataset}, "prepare")
-    for what, path in (("media", media), ("annotations", annotations)):
-        if path is not None and not path.exists():
-            raise DataError(f"--{what}: expected a folder or file of {name!r}, got {path}, which does not exist")
     prepared: Prepared = REGISTRY.load(name).prepare(
         config, media=media, annotations=annotations, workspace=workspace, progress=progress
     )
+    if not prepared.clips:
+        raise DataError(f"{name}: expected at least one clip, got none")
     return manifest.write(
-        workspace.manifest(name),
+        workspace.manifest(prepared.clips[0].dataset),
         prepared.clips,
         media_root=prepared.media_root,
         clips_per_shard=clips_per_shard,

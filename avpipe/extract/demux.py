@@ -145,8 +145,7 @@ class Source:
         zero_seconds: time stamp of the file's start: the earliest of the two streams, as FFmpeg's command line has it.
         inspect: reads a video packet's own headers; ``None`` where only the container's flags are known.
         notes: what a user should know.
-        num_packets: how many :meth:`packets` gave so far.
-        end_seconds: where the latest of them ends, from the file's start.
+        ends_seconds: by stream index: where the packets that :meth:`packets` met so far end, from the file's start.
     """
 
     container: InputContainer
@@ -155,8 +154,7 @@ class Source:
     zero_seconds: float = 0.0
     inspect: bitstream.Inspect | None = None
     notes: list[str] = field(default_factory=list)
-    num_packets: int = 0
-    end_seconds: float = 0.0
+    ends_seconds: dict[int, float] = field(default_factory=dict)
     _time_bases: dict[int, tuple[int, int]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -172,8 +170,7 @@ class Source:
         packets = self._read_from(start_seconds) if start_seconds > 0 else self._read(self.streams)
         running = {stream.index for stream in self.streams}
         for packet in packets:
-            self.num_packets += 1
-            self.end_seconds = max(self.end_seconds, self._end_of(packet))
+            self._note_end(packet)
             if stop_seconds is not None:
                 # A time to decode is never after the time to show; without one, allow for reordering.
                 margin = 1.0 if packet.dts is None else 0.0
@@ -222,13 +219,19 @@ class Source:
             return ""
         return f"file cut short: it ends at {self.end_seconds:.1f} s of {duration:.1f} s"
 
-    def _end_of(self, packet: Packet[Stream]) -> float:
+    def _note_end(self, packet: Packet[Stream]) -> None:
         numerator, denominator = self._time_bases[packet.stream_index]
         length = (packet.duration or 0) * numerator / denominator
         if not length and isinstance(packet.stream, VideoStream):
             length = frame_seconds(packet.stream)
+        before = self.ends_seconds.get(packet.stream_index, 0.0)
         begin = self.seconds(packet.dts if packet.pts is None else packet.pts, packet.stream)
-        return length + (self.end_seconds if begin is None else begin)
+        self.ends_seconds[packet.stream_index] = max(before, (before if begin is None else begin) + length)
+
+    @property
+    def end_seconds(self) -> float:
+        """Where the latest of the packets so far ends; 0.0 if there was none."""
+        return max(self.ends_seconds.values(), default=0.0)
 
     @property
     def streams(self) -> list[Stream]:

@@ -50,7 +50,7 @@ def log_mel(
     Returns:
         ``(num_frames, mels)``, num_frames >= 1.
     """
-    size, hop = round(sample_rate * window_seconds), round(sample_rate * hop_seconds)
+    size, hop = (int(sample_rate * seconds + 1e-9) for seconds in (window_seconds, hop_seconds))  # rounded down
     samples = np.asarray(waveform, dtype=np.float64)
     samples = np.pad(samples, (0, max(0, size - len(samples))))
     fft_size = 1 << (size - 1).bit_length()

@@ -1,7 +1,7 @@
 """Frames brought to the size that a network wants, without torch: they run in decoding processes.
 
 Equal, bit for bit, to what torchvision's transforms (``Resize``, ``CenterCrop``) and open_clip's (``ResizeKeepRatio``,
-``CenterCropOrPad``) do to PIL images; ``tests/extract/test_clip_vit.py`` compares them.
+``CenterCropOrPad``) do to PIL images; ``tests/extract/test_images.py`` compares them.
 """
 
 from __future__ import annotations

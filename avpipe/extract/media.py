@@ -100,7 +100,7 @@ class Limits:
     """What one clip may cost at most.
 
     Attributes:
-        max_pixels: of one picture; a file that declares more is refused before anything is allocated.
+        max_pixels: of one picture; a file that declares more is refused before it is decoded.
         max_seconds: of wall clock, held by :class:`~avpipe.extract.sandbox.DecodePool`.
         max_bytes: of resident memory of a decoding process, held by the pool as well.
         held_bytes: of compressed packets, and of decoded pictures, that are kept while a clip is read; beyond that
@@ -158,9 +158,12 @@ def read(
             reader = pictures if packet.stream is source.video else sounds
             if reader:
                 reader.add(packet)
-        if source.end_seconds <= start_seconds:
-            where = f"the clip starts at {start_seconds} s, the file ends at {source.end_seconds:.3f} s"
-            raise ClipError("empty", where if source.num_packets else "the header is there, but nothing follows it")
+        if not source.ends_seconds:
+            raise ClipError("empty", "the header is there, but nothing follows it")
+        if start_seconds and source.end_seconds <= start_seconds:
+            raise ClipError(
+                "empty", f"the clip starts at {start_seconds} s, the file ends at {source.end_seconds:.3f} s"
+            )
         waveforms = sounds.finish() if sounds else {}
         found = pictures.frames(frames) if pictures else {}
         if pictures and not found:

@@ -15,18 +15,18 @@ import math
 import os
 import pickle
 import queue
-import reprlib
 import resource
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -83,6 +83,7 @@ class DecodePool(Generic[Job, Result]):
         self._children: queue.SimpleQueue[_Child | None] = queue.SimpleQueue()
         for _ in range(processes):
             self._children.put(None)
+        self._lock = threading.Lock()
         self._living: set[_Child] = set()
         self._is_closed = False
 
@@ -116,10 +117,13 @@ class DecodePool(Generic[Job, Result]):
 
     def close(self) -> None:
         """Kill the children. Safe to call twice."""
-        self._is_closed = True
-        for child in list(self._living):
-            child.kill()
+        with self._lock:
+            self._is_closed = True
+        for child in self._living:
+            child.kill()  # a thread that waits for it wakes up
         self._threads.shutdown(cancel_futures=True)
+        for child in self._living:
+            child.disconnect()
 
     def __enter__(self) -> Self:
         return self
@@ -132,7 +136,7 @@ class DecodePool(Generic[Job, Result]):
         child = self._children.get()
         try:
             if child is None or not child.is_alive:
-                child = self._start()
+                child = self._replace(child)
             status, value = child.do(job)
         except ClipError as error:
             return error
@@ -141,15 +145,18 @@ class DecodePool(Generic[Job, Result]):
         if status == _USER_ERROR:
             raise AvpipeError(value)
         if status == _BUG:
-            raise WorkBugError(f"while working on {reprlib.repr(job)}:\n{value}")
+            raise WorkBugError(f"while working on {job!r:.500}:\n{value}")
         outcome: Result | ClipError = value
         return outcome
 
-    def _start(self) -> _Child:
-        child = _Child(self._limits)
-        self._living = {other for other in self._living if other.is_alive} | {child}
-        if self._is_closed:  # and close() may not have seen it
-            child.kill()
+    def _replace(self, dead: _Child | None) -> _Child:
+        if dead:
+            dead.disconnect()
+        with self._lock:
+            if self._is_closed:
+                raise CancelledError
+            child = _Child(self._limits)
+            self._living = self._living - {dead} | {child}
         child.prepare(self._work)
         return child
 
@@ -204,11 +211,15 @@ class _Child:
         self._process.kill()
         self._process.wait()
 
+    def disconnect(self) -> None:
+        """Let go of the dead."""
+        self._socket.close()
+
     def _ask(self, message: object, max_seconds: float) -> tuple[int, Any]:
         self._deadline = time.monotonic() + max_seconds
         try:
             self._socket.settimeout(None)
-            _send(self._socket, message)
+            _send(self._socket, _pack(message))
             self._socket.settimeout(_WATCH_SECONDS)
             answer: tuple[int, Any] = _receive(self._socket, self._watch)
         except (EOFError, ConnectionError):
@@ -251,26 +262,26 @@ def serve(descriptor: int, parent: int) -> None:
             sys.path[:], pickled = _receive(connection)
             work = pickle.loads(pickled)
         except Exception:  # noqa: BLE001 (the parent raises it)
-            _send(connection, (_BUG, traceback.format_exc()))
+            _send(connection, _pack((_BUG, traceback.format_exc())))
             return
-        _send(connection, (_OK, None))
+        _send(connection, _pack((_OK, None)))
         with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone, or needs us no more
             while True:
-                job = _receive(connection)
-                _send(connection, _attempt(work, job))
+                _send(connection, _answer(work, _receive(connection)))
 
 
-def _attempt(work: Callable[[Any], Any], job: object) -> tuple[int, Any]:
+def _answer(work: Callable[[Any], Any], job: object) -> list[memoryview]:
+    """What comes of a job, ready to be sent."""
     try:
-        return _OK, work(job)
+        return _pack((_OK, work(job)))
     except ClipError as error:
-        return _OK, error
+        return _pack((_OK, error))
     except MemoryError as error:
-        return _OK, ClipError("memory", str(error) or "out of memory")
+        return _pack((_OK, ClipError("memory", str(error) or "out of memory")))
     except AvpipeError as error:
-        return _USER_ERROR, str(error)
+        return _pack((_USER_ERROR, str(error)))
     except Exception:  # noqa: BLE001 (the parent raises it)
-        return _BUG, traceback.format_exc()
+        return _pack((_BUG, traceback.format_exc()))
 
 
 def _die_with(parent: int) -> None:
@@ -285,18 +296,21 @@ def _die_with(parent: int) -> None:
         os._exit(1)
 
 
-def _send(connection: socket.socket, message: object) -> None:
-    """Send a pickle; the arrays in it follow as they are, uncopied."""
+def _pack(message: object) -> list[memoryview]:
+    """A pickle; the arrays in it follow as they are, uncopied."""
     buffers: list[pickle.PickleBuffer] = []
     body = pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
-    parts = [memoryview(body), *(buffer.raw() for buffer in buffers)]
+    return [memoryview(body), *(buffer.raw() for buffer in buffers)]
+
+
+def _send(connection: socket.socket, parts: list[memoryview]) -> None:
     connection.sendall(struct.pack(f"<I{len(parts)}Q", len(parts), *(part.nbytes for part in parts)))
     for part in parts:
         connection.sendall(part)
 
 
 def _receive(connection: socket.socket, watch: Callable[[], None] | None = None) -> Any:
-    """The other end of :func:`_send`. ``watch`` is called now and then while nothing comes.
+    """What was packed and sent. ``watch`` is called now and then while nothing comes.
 
     Raises:
         EOFError: the other side is gone.

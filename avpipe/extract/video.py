@@ -243,7 +243,8 @@ class VideoReader:
             begin = int(np.searchsorted(seconds, self._start - _EPSILON_SECONDS))
         if self._stop is not None:
             end = int(np.searchsorted(seconds, self._stop - _EPSILON_SECONDS))
-        is_still = begin == end and begin > 0 and self._start < self._source.end_seconds
+        video_ends_seconds = self._source.ends_seconds.get(self._stream.index, 0.0)
+        is_still = begin == end and begin > 0 and self._start < video_ends_seconds
         return slice(begin - is_still, end)
 
     def _times(self, pts: Sequence[int | None], dts: Sequence[int | None]) -> Seconds:
@@ -263,7 +264,8 @@ class VideoReader:
 
     def _note_losses(self, count: int, damaged: int) -> None:
         expected = sum(not kind & _DISCARD for kind in self._kinds)
-        if count < expected and (self._errors or self._codec in _SELECTIVE):
+        # One packet is one frame in these codecs. A cut-out may begin with some that lack what they refer to.
+        if count < expected and (self._errors or (self._codec in _SELECTIVE and not self._start)):
             self._source.notes.append(f"video cut short: {count} of {expected} frames")
         if damaged:
             self._source.notes.append(f"video damaged: {damaged} of {count} frames are incomplete")

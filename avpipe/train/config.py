@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from avpipe.pipeline.config import Config, parse, parse_component, read_yaml
 from avpipe.pipeline.config import override as lay_over
@@ -38,9 +38,10 @@ class TrainConfig(Config):
     max_steps: int | None = Field(None, ge=1)
     """Optimizer steps, at most; ``null``: as many as the epochs have."""
     batch_size: int = Field(64, ge=1)
-    """Clips (or, with ``captions_per_clip: one``, captions) a step and process."""
-    captions_per_clip: Literal["all", "one"] = "all"
-    """``all``: a clip is fused once, and all its captions decoded from that; ``one``: one row a caption."""
+    """Clips (or, with ``captions_per_clip: each``, captions) a step and process."""
+    captions_per_clip: PositiveInt | Literal["all", "each"] = "all"
+    """Captions of a clip that are decoded from one fusion of it: ``all``, or so many, drawn anew each epoch. ``each``: one
+    row a caption, each fused for itself, as the papers train."""
     accumulate: int = Field(1, ge=1)
     """Batches a step."""
     lr: float = Field(1e-3, gt=0)

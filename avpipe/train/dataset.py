@@ -137,19 +137,32 @@ def _pad(rows: Sequence[_Rows | None], dim: int) -> tuple[Tensor, Tensor, Tensor
 Items = list[tuple[int, tuple[int, ...]]]
 
 
-def epoch_items(dataset: ClipDataset, *, seed: int, epoch: int, batch_size: int, captions_per_clip: str) -> list[Items]:
-    """All batches of one epoch, shuffled by seed and epoch alone: a resumed run needs no replay to know the rest.
+def epoch_items(
+    dataset: ClipDataset, *, seed: int, epoch: int, batch_size: int, captions_per_clip: int | str
+) -> list[Items]:
+    """All batches of one epoch, drawn by seed and epoch alone: a resumed run needs no replay to know the rest.
 
-    With ``"all"`` a batch is of clips with all their captions; with ``"one"``, of single captions. The last, smaller
-    batch is kept.
+    The last, smaller batch is kept.
+
+    Args:
+        dataset: clips with captions.
+        seed: of the run.
+        epoch: from 0.
+        batch_size: items a batch.
+        captions_per_clip: ``"all"`` or a number: an item is a clip with all, or so many, of its captions; ``"each"``: an
+            item is a clip with one caption, and every caption has its item.
     """
-    if captions_per_clip == "all":
-        items: Items = [(index, tuple(range(len(captions)))) for index, captions in enumerate(dataset.captions)]
-    else:
-        items = [(index, (k,)) for index, captions in enumerate(dataset.captions) for k in range(len(captions))]
     # A generator of its own, seeded by both: epoch 1 of seed 0 is not epoch 0 of seed 1.
-    order = np.random.default_rng((seed, epoch)).permutation(len(items))
-    shuffled = [items[index] for index in order]
+    random = np.random.default_rng((seed, epoch))
+    items: Items = []
+    for index, captions in enumerate(dataset.captions):
+        if captions_per_clip == "each":
+            items += [(index, (caption,)) for caption in range(len(captions))]
+        elif captions_per_clip == "all" or int(captions_per_clip) >= len(captions):
+            items.append((index, tuple(range(len(captions)))))
+        else:
+            items.append((index, tuple(random.choice(len(captions), int(captions_per_clip), replace=False).tolist())))
+    shuffled = [items[index] for index in random.permutation(len(items))]
     return [shuffled[start : start + batch_size] for start in range(0, len(shuffled), batch_size)]
 
 

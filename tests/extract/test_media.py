@@ -15,7 +15,7 @@ from av.packet import Packet
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from avpipe.extract import demux, media, sampling, video
+from avpipe.extract import bitstream, demux, media, sampling, video
 from avpipe.extract.media import AudioRequest, Frames, FrameSampler, Limits, Waveform
 from avpipe.pipeline.errors import ClipError
 
@@ -142,6 +142,69 @@ def test_key_frame_flags_of_the_container_are_not_believed(rendered: Path, decod
     assert decoded[0] == 0
 
 
+def test_interlaced_video_is_decoded_whole(tmp_path: Path, decoded: list[int]) -> None:
+    # A packet may hold one field of a frame only.
+    path = render(tmp_path / "a.mp4", moving(30), options={"x264-params": "tff=1"})
+    frames_of(path, picks(3))
+    assert decoded == list(range(30))
+
+
+def test_a_file_that_begins_in_the_middle(tmp_path: Path) -> None:
+    # Cut before a key frame whose leading pictures refer to what is gone. A decoder shows none of those.
+    path = render(tmp_path / "whole.mkv", moving(60), codec="libx265", gop=20)
+    with av.open(str(path)) as whole, av.open(str(tmp_path / "a.mkv"), "w") as output:
+        stream = output.add_stream_from_template(whole.streams.video[0])
+        packets = [packet for packet in whole.demux(video=0) if packet.size]
+        entries = [number for number, packet in enumerate(packets) if packet.is_keyframe]
+        leading = [packet for packet in packets[entries[1] :] if packet.pts < packets[entries[1]].pts]
+        assert leading
+        for packet in packets[entries[1] :]:
+            packet.stream = stream
+            output.mux(packet)
+    truth, _, _ = full_decode(tmp_path / "a.mkv")
+    assert len(truth) == len(packets) - entries[1] - len(leading)
+    np.testing.assert_array_equal(
+        frames_of(tmp_path / "a.mkv", uniform(6)).data, truth[uniform(6)(np.arange(len(truth)))]
+    )
+
+
+def test_frames_that_an_edit_list_hides_are_not_frames(tmp_path: Path) -> None:
+    # Cut half a second into a group of pictures without coding anew: what is before is there to be decoded, not seen.
+    path = render(tmp_path / "whole.mp4", moving(60), gop=20)
+    with av.open(str(path)) as whole, av.open(str(tmp_path / "a.mp4"), "w") as output:
+        stream = output.add_stream_from_template(whole.streams.video[0])
+        for packet in whole.demux(video=0):
+            if packet.size:
+                offset = round(0.52 / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts - offset, packet.dts - offset, stream
+                output.mux(packet)
+    truth, _, _ = full_decode(path)
+    for sampler in (everything, uniform(5), picks(0)):
+        frames = frames_of(tmp_path / "a.mp4", sampler)
+        chosen = sampler(np.arange(47) / 25)
+        np.testing.assert_array_equal(frames.data, truth[13:][chosen])
+        np.testing.assert_allclose(frames.pts_seconds, chosen / 25, atol=1e-3)
+
+
+def test_runs_of_packets_leave_out_what_nothing_wanted_refers_to() -> None:
+    entry, none, droppable, upper = bitstream.ENTRY, 0, bitstream.DROPPABLE, 1 << bitstream.LAYER_SHIFT
+    kinds = np.array([entry, none, droppable, none, entry, droppable, none, entry, none, none], np.uint8)
+    pts = np.array([0, 2, 1, 3, 6, 5, 7, 8, 9, 10])
+
+    def runs(*wanted: int) -> list[list[int]]:
+        return [run.tolist() for run in video._runs(pts, kinds, np.array(wanted))]
+
+    assert runs(3) == [[0, 1, 3]]
+    assert runs(2, 6) == [[0, 1, 2], [4, 6]]
+    assert runs(5) == [[0, 1, 3, 4, 5]]  # shown before its entry point: it may refer to what is before that
+    assert runs(0, 9) == [[0], [7, 8, 9]]
+    # In the lower of two layers, what the layer itself does not refer to may be needed by the upper one.
+    kinds[9] |= upper
+    assert runs(3) == [[0, 1, 2, 3]]
+    kinds[2] |= upper
+    assert runs(3) == [[0, 1, 3]]
+
+
 def test_what_does_not_fit_the_bound_is_read_and_decoded_twice_with_the_same_result(rendered: Path) -> None:
     for name in ("h264.mp4", "mpeg4.avi", "h264.h264"):
         expected = frames_of(rendered / name, uniform(6))
@@ -221,13 +284,13 @@ def test_replaced_time_stamps_ascend_and_the_rest_is_kept(stamps: list[int | Non
 
 @pytest.fixture(scope="module")
 def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """12 s with a key frame every second."""
+    """12 s with a key frame every 2 s."""
     folder = tmp_path_factory.mktemp("long")
     for name, codec in [("a.mp4", "libx264"), ("a.mkv", "libx265"), ("a.ts", "libx264"), ("a.avi", "mpeg4")]:
         options = {"bf": "2"} if codec == "mpeg4" else {}
         coder = "libmp3lame" if name == "a.avi" else "aac"
         sounds = [Sound(samples=tone(12), codec=coder)]
-        render(folder / name, moving(300), codec=codec, options=options, gop=25, sounds=sounds)
+        render(folder / name, moving(300), codec=codec, options=options, gop=50, sounds=sounds)
     return folder
 
 
@@ -264,6 +327,20 @@ def test_a_cut_out_reads_and_decodes_no_more_than_is_near(long: Path, name: str,
     assert len(found.frames["x"].data) in (12, 13)
     assert len(decoded) < 150
     assert len(found.waveforms["y"].data) == 8000
+
+
+def test_a_picture_that_has_ended_is_not_on_the_screen(tmp_path: Path) -> None:
+    path = render(tmp_path / "a.mkv", moving(25), sounds=[Sound(samples=tone(4))])
+    found = media.read(path, frames={"x": everything}, audio={"y": SOUND}, start_seconds=2, stop_seconds=3)
+    assert (list(found.frames), list(found.waveforms)) == ([], ["y"])
+    assert found.notes == ("no video: none in the clip",)
+
+
+def test_a_slow_picture_is_on_the_screen_between_its_frames(tmp_path: Path) -> None:
+    path = render(tmp_path / "a.mkv", moving(4), times=[0, 1, 2, 3], sounds=[Sound(samples=tone(4))])
+    frames = frames_of(path, start_seconds=2.3, stop_seconds=2.6)
+    np.testing.assert_array_equal(frames.data, frames_of(path).data[2:3])
+    assert frames.pts_seconds.tolist() == [0.0]
 
 
 def test_a_clip_behind_the_end_is_empty(long: Path) -> None:

@@ -8,11 +8,12 @@ tell, by construction (:mod:`avpipe.data_manifests.synthesis.facts`). Every clip
 A row of the manifest (``extra`` cut short)::
 
     {"clip_id": "train-00001", "dataset": "synthetic", "path": "train/00001.mp4", "split": "train",
-     "captions": ["a yellow ball bounces in time with short hisses", ...],
-     "extra": {"kind": "synchrony", "picture": {"colour": "yellow", ...}, "sound": {...}, "in_time": true}}
+     "captions": ["high beeps sound while a red ball bounces in time", ...],
+     "extra": {"kind": "synchrony", "picture": {"colour": "red", ...}, "sound": {...}, "in_time": true}}
 
-The splits are drawn independently from the same grammar. A test clip's exact facts may also occur in training, but
-never its exact file: place, size, background, pitch and loudness vary within what one word names.
+The splits are drawn independently from the same grammar. At the default sizes, five of six test scenes combine facts as
+no training clip does. Synchrony clips have few words to say (ball, colour, pulse, in time or not), and all combinations
+of them occur in training; but each block of clips has its own place, size, ground, pitch, loudness and beats.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from avpipe.data_manifests.dataset import Card, Prepared, Progress
 from avpipe.data_manifests.synthesis.facts import Facts, draw
@@ -51,6 +52,12 @@ class Counts(BaseConfig):
     test: int = Field(240, ge=0)
     """Clips to score."""
 
+    @model_validator(mode="after")
+    def _not_all_zero(self) -> Counts:
+        if not self.train + self.val + self.test:
+            raise ValueError("expected at least one clip")
+        return self
+
 
 class Config(BaseConfig):
     """Options of the synthetic dataset."""
@@ -70,7 +77,7 @@ class Config(BaseConfig):
 
 
 CARD = Card(
-    summary="Rendered clips of moving objects and sounds; half of them ask whether a ball bounces in time with a sound.",
+    summary="Rendered clips of objects and sounds; in half of them a ball bounces in time with a sound or out of time.",
     source="rendered by avpipe from a seed; nothing is downloaded",
     licence="CC0-1.0, captions and media",
     official_clips={"train": 1600, "val": 160, "test": 240},
@@ -101,19 +108,21 @@ def prepare(
     if annotations is not None:
         raise DataError(f"{NAME!r} makes its own annotations: expected none, got --annotations {annotations}")
     form = Format(size=config.size, fps=config.fps, seconds=config.seconds)
-    root = (media or workspace.media(NAME)) / f"v{VERSION}-seed{config.seed}-{form.size}px-{form.fps}fps-{form.seconds:g}s"
+    folder = f"v{VERSION}-seed{config.seed}-{form.size}px-{form.fps}fps-{form.seconds}s"
+    root = (media or workspace.media(NAME)) / folder
     clips, facts = [], {}
     for split in SPLITS:
         for index in range(getattr(config.clips, split)):
             drawn = draw(config.seed, split, index)
-            clip = _clip(config.seed, split, index, drawn)
+            clip = make_clip(config.seed, split, index, drawn)
             clips.append(clip)
             facts[root / clip.path] = drawn
     render(facts, form, config.processes or cores(), progress)
     return Prepared(clips=tuple(clips), media_root=root, notes=_notes(facts.values()))
 
 
-def _clip(seed: int, split: str, index: int, facts: Facts) -> Clip:
+def make_clip(seed: int, split: str, index: int, facts: Facts) -> Clip:
+    """The manifest row of one clip."""
     return Clip(
         clip_id=f"{split}-{index:05d}",
         dataset=NAME,

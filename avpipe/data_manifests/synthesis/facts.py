@@ -1,26 +1,31 @@
 """What happens in a synthetic clip, drawn from a seed.
 
-A clip is a :class:`Picture` and a :class:`Sound`. The renderer of pictures is given the picture alone and the renderer
-of sounds the sound alone, so neither can leak into the other's file stream.
+A clip is a :class:`Picture` and a :class:`Sound`. Pictures are drawn from the first alone and sounds played from the
+second alone, so neither stream of a file can hold a trace of the other.
 
-Clips come in blocks of eight: four *scenes* and one *quad* of synchrony clips.
+Clips come in blocks of eight: four *scenes*, and one *quad* of *synchrony* clips.
 
-- A **scene** shows an object that does one or two things, and plays one or two sounds, or none. Its picture and its
-  sound are drawn independently: nothing that is seen tells anything of what is heard.
-- A **quad** shows an object that bounces and plays a pulse, on a common grid of beats. One bit, the picture's, says
-  whether the object lands on the beats or half-way between them; another bit, the sound's, says the same of the
-  pulses. They are in time with one another exactly if the bits are equal. The quad holds all four combinations of the
-  two bits, and its clips are equal in all else. So each picture stands once with a sound in time and once with a sound
-  out of time, and so does each sound: whatever a captioner with one sense does, it is right in exactly half of the
-  clips of every quad.
+**Scenes.** An object does one or two things while one or two sounds are heard, or none; in one scene of a block the
+object is a ball that bounces, and in another the sound is a row of pulses. Picture and sound are drawn independently.
+
+**The quad.** A ball bounces and pulses are heard, both on one grid of beats. The picture has a bit that says whether
+the ball lands on the beats or half a period later, the sound has another that says the same of the pulses, and the two
+are in time with one another if the bits are equal. The quad holds all four pairs of bits and is equal in all else. So
+each picture of it stands once beside a sound in time and once beside one out of time, and so does each sound: whatever
+a captioner makes of one modality alone, it is right about synchrony in exactly half of every quad.
+
+That is an exclusive or, and it has a price: to a network that attends to frames and sounds as separate tokens, neither
+bit is worth anything before it knows the other, so that nothing in the synchrony clips makes it find either. The
+bouncing and pulsing scenes are there for that: their captions name the picture's bit (the ball "jumps" or "drops") and
+the sound's bit (the pulses start "at once" or "late"), each of which can be learned by itself.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 Item = TypeVar("Item")
 
@@ -31,27 +36,27 @@ MOTIONS = ("left", "right", "up", "down", "grow", "shrink", "still")
 SOUNDS = ("low tone", "high tone", "siren", "noise", "drum", "bird")
 DYNAMICS = ("steady", "louder", "softer")
 PULSES = ("high beeps", "low beeps", "dull knocks", "sharp claps", "clear bells", "short hisses")
-SOUND_FORMS = ("single",) * 5 + ("ordered",) * 4 + ("silence",)
 
 BLOCK = 8
-"""Clips in a block: four scenes and one quad of synchrony clips."""
+"""Clips in a block. A split of whole blocks is balanced in all that matters; the last block may be cut short."""
 
 PERIODS_SECONDS = (0.75, 1.0)
 OFFSETS_SECONDS = (0.0, 0.0625)
-"""Where the first beat lies. Multiples of 1/16 s like the periods and their halves, so that at 16 frames a second
-(the default) an object that lands does so in a frame and not between two."""
+"""Where the first beat lies. Multiples of 1/16 s as the periods and their halves are, so that at 16 frames a second
+(the default) a ball lands in a frame and not between two."""
 
 
 @dataclass(frozen=True, slots=True)
 class Beats:
-    """Moments ``offset + k * period``, or half a period later: ``late`` is the synchrony bit of one modality."""
+    """When a ball lands or pulses start: ``offset + k * period`` for k = 0, 1, ...; half a period later if ``late``."""
 
     period_seconds: float
     offset_seconds: float
     late: bool
 
+    @property
     def first_seconds(self) -> float:
-        """The first beat that a clip holds."""
+        """The first of them."""
         return self.offset_seconds + (self.period_seconds / 2 if self.late else 0.0)
 
 
@@ -61,7 +66,7 @@ class Picture:
 
     Attributes:
         colour: of the object, one of :data:`COLOURS`.
-        shape: of the object, one of :data:`SHAPES`.
+        shape: of the object, one of :data:`SHAPES`; :data:`BALL` if it bounces.
         motions: one or two different ones of :data:`MOTIONS`, in the order in which they happen; empty if it bounces.
         beats: when it lands, if it bounces.
         x: of the middle of its path, in [-1, 1]; a small shift, never named in a caption.
@@ -125,33 +130,40 @@ class Facts:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON-ready values, for a clip's ``extra``."""
-        values: dict[str, Any] = {"kind": self.kind, "picture": asdict(self.picture), "sound": asdict(self.sound)}
+        picture = {**asdict(self.picture), "motions": list(self.picture.motions)}
+        sound = {**asdict(self.sound), "sounds": list(self.sound.sounds)}
+        values: dict[str, Any] = {"kind": self.kind, "picture": picture, "sound": sound}
         if self.in_time is not None:
             values["in_time"] = self.in_time
         return values
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of :meth:`to_json`.
 
-def facts_from_json(values: Any) -> Facts:
-    """The inverse of :meth:`Facts.to_json`."""
-
-    def beats(part: Any) -> Beats | None:
-        return Beats(**part["beats"]) if part["beats"] else None
-
-    picture, sound = values["picture"], values["sound"]
-    return Facts(
-        Picture(**{**picture, "motions": tuple(picture["motions"]), "beats": beats(picture)}),
-        Sound(**{**sound, "sounds": tuple(sound["sounds"]), "beats": beats(sound)}),
-    )
+        Raises:
+            ValueError: these are no facts of a synthetic clip.
+        """
+        try:
+            picture, sound = dict(values["picture"]), dict(values["sound"])
+            for part, names in ((picture, "motions"), (sound, "sounds")):
+                part[names] = tuple(part[names])
+                part["beats"] = Beats(**part["beats"]) if part["beats"] else None
+            return cls(Picture(**picture), Sound(**sound))
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"expected the facts of a synthetic clip, got the keys {sorted(values)} ({error!r})"
+            ) from None
 
 
 def draw(seed: int, split: str, index: int) -> Facts:
-    """The facts of one clip; they depend on nothing else, so that more clips never change those before them."""
+    """The facts of one clip. They depend on nothing but the arguments: more clips never change those before them."""
     block, place = divmod(index, BLOCK)
     rng = Draw(f"{seed}/{split}/{block}")
     scenes = [
         Facts(_moving(rng), _sounding(rng)),
         Facts(_moving(rng), _sounding(rng)),
-        Facts(_bouncing(rng, _beats(rng)), _sounding(rng)),
+        Facts(_bouncing(rng, _beats(rng)), _sounding(rng)),  # pulses here, or a ball below, would ask for synchrony
         Facts(_moving(rng), _pulsing(rng, _beats(rng))),
     ]
     return rng.shuffled(scenes + _quad(rng))[place]
@@ -178,12 +190,11 @@ def _bouncing(rng: Draw, beats: Beats) -> Picture:
 
 
 def _sounding(rng: Draw) -> Sound:
-    form = rng.pick(SOUND_FORMS)
-    if form == "single":
-        return _sound(rng, (rng.pick(SOUNDS),), dynamics=rng.pick(DYNAMICS))
-    if form == "ordered":
+    if rng.chance(0.1):
+        return _sound(rng, (), has_track=rng.chance(0.5))
+    if rng.chance(0.4):
         return _sound(rng, rng.distinct(SOUNDS, 2))
-    return _sound(rng, (), has_track=rng.chance(0.5))
+    return _sound(rng, (rng.pick(SOUNDS),), dynamics=rng.pick(DYNAMICS))
 
 
 def _pulsing(rng: Draw, beats: Beats) -> Sound:

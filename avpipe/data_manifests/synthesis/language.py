@@ -40,9 +40,17 @@ SOURCE = {
     "drum": "a drum",
     "bird": "a bird",
 }
-VERB = {"low tone": "hums", "high tone": "rings", "siren": "wails", "noise": "hisses", "drum": "beats", "bird": "chirps"}
+VERB = {
+    "low tone": "hums",
+    "high tone": "rings",
+    "siren": "wails",
+    "noise": "hisses",
+    "drum": "beats",
+    "bird": "chirps",
+}
 DYNAMIC = {"louder": ("gets louder", "comes closer"), "softer": ("fades away", "gets softer")}
 
+# In scenes, where there is nothing to be in time with, a caption names the bit of the one modality that has one.
 BOUNCE = {False: ("jumps and bounces", "jumps then bounces"), True: ("drops and bounces", "drops then bounces")}
 PULSE = {False: ("start at once", "begin at once"), True: ("start late", "begin late")}
 SCENE = (
@@ -77,23 +85,28 @@ def say(facts: Facts, pick: Pick) -> str:
     """One caption; ``pick`` chooses the paraphrases."""
     if facts.in_time is not None:
         time = pick(IN_TIME if facts.in_time else OUT_OF_TIME)
-        return pick(SYNCHRONY).format(picture=f"a {facts.picture.colour} {facts.picture.shape} bounces", time=time, sound=facts.sound.sounds[0])
+        thing, pulses = say_object(facts.picture), facts.sound.sounds[0]
+        return pick(SYNCHRONY).format(picture=f"{thing} bounces", time=time, sound=pulses)
     picture = say_picture(facts.picture, pick)
     if not facts.sound.sounds:
         return pick(SILENCE).format(picture=picture)
     return pick(SCENE).format(picture=picture, sound=say_sound(facts.sound, pick))
 
 
+def say_object(picture: Picture) -> str:
+    """What is seen, without what it does."""
+    return f"a {picture.colour} {picture.shape}"
+
+
 def say_picture(picture: Picture, pick: Pick) -> str:
     """The clause on what is seen."""
-    thing = f"a {picture.colour} {picture.shape}"
     if picture.beats:
-        return f"{thing} {pick(BOUNCE[picture.beats.late])}"
-    return f"{thing} {' then '.join(pick(MOTION[motion]) for motion in picture.motions)}"
+        return f"{say_object(picture)} {pick(BOUNCE[picture.beats.late])}"
+    return f"{say_object(picture)} {' then '.join(pick(MOTION[motion]) for motion in picture.motions)}"
 
 
 def say_sound(sound: Sound, pick: Pick) -> str:
-    """The clause on what is heard; the name of the pulses where these are pulses, "" for silence."""
+    """The clause on what is heard; "" for silence."""
     if sound.beats:
         return f"{sound.sounds[0]} {pick(PULSE[sound.beats.late])}"
     if sound.dynamics != "steady":

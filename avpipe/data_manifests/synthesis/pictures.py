@@ -55,7 +55,8 @@ def draw_frames(picture: Picture, *, size: int, fps: int, seconds: float) -> npt
     cover = np.clip(0.5 - outside * size, 0.0, 1.0)  # (N, size, size); the edge is one pixel wide
     ground = np.full(3, 20 + 40 * picture.shade)
     mix = ground + np.linspace(0, 1, _SHADES)[:, None] * (np.array(RGB[picture.colour]) - ground)
-    return np.rint(mix).astype(np.uint8)[np.rint(cover * (_SHADES - 1)).astype(np.intp)]
+    frames: npt.NDArray[np.uint8] = np.rint(mix).astype(np.uint8)[np.rint(cover * (_SHADES - 1)).astype(np.intp)]
+    return frames
 
 
 def bounce(beats: Beats, times: Array) -> tuple[Array, Array, Array]:
@@ -64,7 +65,7 @@ def bounce(beats: Beats, times: Array) -> tuple[Array, Array, Array]:
     Returns:
         x, y (rightward and downward from the middle of the frame) and scale, each ``(N,)``.
     """
-    phase = (times - beats.first_seconds()) / beats.period_seconds % 1.0
+    phase = (times - beats.first_seconds) / beats.period_seconds % 1.0
     height = BOUNCE_HEIGHT * 4 * phase * (1 - phase)
     return np.zeros_like(times), BOUNCE_HEIGHT / 2 - height, np.ones_like(times)
 
@@ -99,7 +100,5 @@ def distance(shape: str, across: Array, down: Array, radius: Array) -> Array:
     if shape == "cross":
         across, down = np.abs(across), np.abs(down)
         arm, half_width = 1.15 * radius, 0.36 * radius
-        return np.minimum(
-            np.maximum(across - arm, down - half_width), np.maximum(across - half_width, down - arm)
-        )
+        return np.minimum(np.maximum(across - arm, down - half_width), np.maximum(across - half_width, down - arm))
     raise ValueError(f"shape: expected circle, ball, square, triangle or cross, got {shape!r}")

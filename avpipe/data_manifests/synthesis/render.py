@@ -6,6 +6,7 @@ import io
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -18,10 +19,14 @@ from avpipe.data_manifests.dataset import Progress
 from avpipe.data_manifests.synthesis.facts import Facts
 from avpipe.data_manifests.synthesis.pictures import draw_frames
 from avpipe.data_manifests.synthesis.sounds import play_samples
-from avpipe.pipeline.files import atomic_write
+from avpipe.pipeline.files import atomic_write, leftovers, storage_errors
 
 SAMPLE_RATE = 16_000
 AUDIO_BIT_RATE = 48_000
+X264 = {"preset": "veryfast", "crf": "20", "threads": "1", "x264-params": "mbtree=0"}
+"""One thread, so that the bytes do not depend on the number of cores; no macroblock trees, whose bits depend on what a
+process encoded before."""
+
 _CHUNK = 16
 """Files that a process renders before it reports."""
 
@@ -42,8 +47,7 @@ def encode(facts: Facts, form: Format) -> bytes:
     frames = draw_frames(facts.picture, size=form.size, fps=form.fps, seconds=form.seconds)
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        # One thread: the work is spread over clips, and the bytes must not depend on the number of cores.
-        video = container.add_stream("libx264", rate=form.fps, options={"preset": "veryfast", "crf": "20", "threads": "1"})
+        video = container.add_stream("libx264", rate=form.fps, options=X264)
         video.width = video.height = form.size
         video.pix_fmt = "yuv420p"
         audio = None
@@ -82,6 +86,10 @@ def render(clips: Mapping[Path, Facts], form: Format, processes: int, progress: 
     Raises:
         StoreError: a file cannot be written.
     """
+    for folder in {path.parent for path in clips}:
+        with storage_errors(folder, "remove what a killed run left in"):
+            for leftover in leftovers(folder):
+                leftover.unlink(missing_ok=True)
     todo = [(path, facts) for path, facts in clips.items() if not path.exists()]
     chunks = [todo[start : start + _CHUNK] for start in range(0, len(todo), _CHUNK)]
     done = len(clips) - len(todo)
@@ -93,8 +101,7 @@ def render(clips: Mapping[Path, Facts], form: Format, processes: int, progress: 
             report(done, len(clips))
         return len(todo)
     # Fresh processes: forking one that has threads (a progress bar, torch) may deadlock.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_follow_parent)
     try:
         for future in as_completed([pool.submit(_render_chunk, chunk, form) for chunk in chunks]):
             done += future.result()
@@ -107,6 +114,19 @@ def render(clips: Mapping[Path, Facts], form: Format, processes: int, progress: 
 def cores() -> int:
     """How many processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _follow_parent() -> None:
+    """Leave Ctrl-C to the parent process, and end when it ends: a pool's workers would wait for it for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _render_chunk(chunk: list[tuple[Path, Facts]], form: Format) -> int:

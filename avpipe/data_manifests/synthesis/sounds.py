@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from avpipe.data_manifests.synthesis.facts import Beats, Sound
+from avpipe.data_manifests.synthesis.facts import Sound
 
 Array = npt.NDArray[np.float64]
 Voice = Callable[[Array, float, Array], Array]
@@ -43,9 +43,9 @@ def play_samples(sound: Sound, *, sample_rate: int, seconds: float) -> npt.NDArr
 
 
 def parts(sound: Sound, seconds: float) -> list[tuple[str, float, float]]:
-    """Which voice is heard from when to when: one pulse a beat, or all sounds for the same time one after another."""
-    if sound.beats:
-        starts = np.arange(sound.beats.first_seconds(), seconds, sound.beats.period_seconds)
+    """Which voice is heard from when to when: a pulse on each beat, or one sound after another, each as long."""
+    if sound.beats:  # a pulse that would be cut off is left out
+        starts = np.arange(sound.beats.first_seconds, seconds - PULSE_SECONDS, sound.beats.period_seconds)
         return [(sound.sounds[0], float(start), float(start) + PULSE_SECONDS) for start in starts]
     length = seconds / max(len(sound.sounds), 1)
     return [(name, place * length, (place + 1) * length) for place, name in enumerate(sound.sounds)]
@@ -67,7 +67,8 @@ def _sine(hertz: float, times: Array) -> Array:
 
 
 def _low_tone(times: Array, pitch: float, noise: Array) -> Array:
-    return sum(_sine(160 * pitch * harmonic, times) / harmonic for harmonic in (1, 2, 3)) / 1.5
+    hertz = 160 * pitch
+    return (_sine(hertz, times) + _sine(2 * hertz, times) / 2 + _sine(3 * hertz, times) / 3) / 1.5
 
 
 def _siren(times: Array, pitch: float, noise: Array) -> Array:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import logging
-import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from avpipe.extract import weights
@@ -114,9 +114,10 @@ def _built_in(model: str) -> Tower:
     """A model that open_clip knows by name, without weights yet; preprocessing as most of its tags have it."""
     import open_clip
 
+    if model not in open_clip.list_models():
+        hint = f"A repository or a folder is given as weights: weights={HUB_PREFIX}org/name"
+        raise UnknownNameError("open_clip model", model, open_clip.list_models(), hint)
     described = open_clip.get_model_config(model)
-    if described is None or model.startswith((HUB_PREFIX, "local-dir:")):
-        raise UnknownNameError("open_clip model", model, open_clip.list_models())
     tags = open_clip.list_pretrained_tags_by_model(model)
     usual = open_clip.get_pretrained_cfg(model, tags[0]) if tags else {}
     return Tower(
@@ -237,7 +238,7 @@ def probe(tower: Tower, tokens: str) -> tuple[int, int]:
     """Rows of a frame and their width, found on torch's meta device: no weights, no arithmetic.
 
     Raises:
-        UsageError: the tower does not have such tokens; the message says which it has.
+        UsageError: the model does not have such tokens; the message says which it has.
     """
     import torch
 
@@ -246,15 +247,7 @@ def probe(tower: Tower, tokens: str) -> tuple[int, int]:
         if tokens == "cls":
             _drop_projection(visual, tower.label)
         frame = torch.empty(1, 3, *tower.preprocessing.size)
-        try:
-            rows = tokens_of(visual, frame, tokens)
-        except (TypeError, AssertionError, RuntimeError, NameError) as error:
-            if tokens in ("cls", "embedding"):
-                raise
-            raise UsageError(
-                f"tokens: {tower.label} does not give the tokens of its last layer through open_clip ({error}). "
-                "Vision transformers do (ViT-..., EVA..., PE-Core-B/L, SigLIP); every model has tokens=embedding"
-            ) from None
+        rows = tokens_of(visual, frame, tokens)
     return rows.shape[1], rows.shape[2]
 
 
@@ -286,13 +279,20 @@ def tokens_of(visual: Any, pixels: torch.Tensor, tokens: str) -> torch.Tensor:
         given = visual(pixels)
         pooled: torch.Tensor = given[0] if isinstance(given, tuple) else given  # CoCa's tower gives tokens beside it
         return pooled[:, None]
+    if getattr(visual, "attn_pool", None) is not None:
+        raise UsageError(
+            f"tokens: this model pools with queries of its own and has no final norm for its patches: {tokens} is not "
+            "to be had. Use tokens=embedding or tokens=cls"
+        )
+    # Towers from timm must not be asked for CLS and the like if they have none.
+    has_prefix = not hasattr(visual, "trunk") or getattr(visual.trunk, "num_prefix_tokens", 0) > 0
     last = visual.forward_intermediates(
         pixels,
         indices=1,
         normalize_intermediates=True,
         intermediates_only=True,
         output_fmt="NCHW",
-        output_extra_tokens=True,
+        output_extra_tokens=has_prefix,
     )
     patches: torch.Tensor = last["image_intermediates"][0]  # (F, dim, rows, columns)
     if tokens == "mean":
@@ -303,8 +303,8 @@ def tokens_of(visual: Any, pixels: torch.Tensor, tokens: str) -> torch.Tensor:
             raise UsageError(f"tokens: expected grid:k with k <= {min(patches.shape[2:])} for this model, got {tokens}")
         patches = torch.nn.functional.adaptive_avg_pool2d(patches, side)
     in_order = patches.flatten(2).transpose(1, 2)  # (F, patches, dim), row by row
-    prefix = last.get("image_intermediates_prefix") if tokens == "all" else None
-    return torch.cat([prefix[0], in_order], dim=1) if prefix and prefix[0] is not None else in_order
+    prefix = last.get("image_intermediates_prefix", [])[:1] if tokens == "all" else []
+    return torch.cat([*prefix, in_order], dim=1)
 
 
 def _build(tower: Tower) -> torch.nn.Module:
@@ -349,12 +349,13 @@ def _fill(visual: torch.nn.Module, path: Path, label: str) -> None:
 def _read(path: Path) -> Mapping[str, torch.Tensor]:
     import torch
     from open_clip.factory import load_state_dict
+    from safetensors import SafetensorError
 
     try:
         if _is_torchscript(path):
             script: torch.nn.Module = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
             return script.state_dict()
         state: Mapping[str, torch.Tensor] = load_state_dict(str(path))
-    except (RuntimeError, OSError, pickle.UnpicklingError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise CheckpointError(f"{path}: cannot be read as weights: {error}") from None
     return state

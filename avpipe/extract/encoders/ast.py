@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -295,6 +296,7 @@ def _random(seed: int) -> torch.nn.Module:
 def _pretrained(files: weights.WeightFiles) -> torch.nn.Module:
     """The network with a checkpoint's weights; every tensor must be there and fit."""
     import torch
+    from safetensors import SafetensorError
     from transformers import ASTModel
 
     path = files.files["weights"]
@@ -307,7 +309,7 @@ def _pretrained(files: weights.WeightFiles) -> torch.nn.Module:
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
             raise CheckpointError(f"{path}: cannot be read as an AST: {error}") from None
     model, report = loaded
     # A classification head is left over, as it should be: these are features.

@@ -9,8 +9,9 @@ Per sampled frame, shrunk to a small square canvas:
   the first frame.
 
 All values are divided by fixed numbers, never by a clip's own statistics. Each part earns its place: on clips of the
-synthetic dataset, a small network that sees one row names the shape in 76 % of clips from colours, in 98 % with edges;
-and finds the phase of a bounce with a squared error of 0.52 from colours, of 0.02 with changes (1.0 is a blind guess).
+synthetic dataset, a small network that sees a single row names the shape in 76 % of rows from colours alone, in 95 %
+with edges, in 98 % with all three; and it finds the phase of a bounce with a squared error of 0.52 without changes, of
+0.02 with them (1.0 is a blind guess).
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class Encoder:
         grid = self.config.grid
         canvas = np.stack([_shrink(frame, CELL * grid) for frame in frames.data])  # (N, side, side, 3) in [0, 1]
         colour = _cells(canvas, grid)  # (N, grid, grid, 3)
-        edges = _cells(_edges(canvas @ LUMA, self.config.orientations), grid // 2)  # (N, grid/2, grid/2, orientations)
+        edges = _edges(canvas @ LUMA, grid // 2, self.config.orientations)  # (N, grid/2, grid/2, orientations)
         brightness = colour @ LUMA  # (N, grid, grid)
         change = np.diff(brightness, axis=0, prepend=brightness[:1])
         parts = ((colour - COLOUR_MIDDLE) / COLOUR_SCALE, np.sqrt(edges / EDGE_SCALE), change / CHANGE_SCALE)
@@ -128,12 +129,21 @@ def _cells(images: npt.NDArray[np.float32], grid: int) -> npt.NDArray[np.float32
     return means
 
 
-def _edges(luma: npt.NDArray[np.float32], orientations: int) -> npt.NDArray[np.float32]:
-    """Gradient magnitude of each pixel, shared between the two nearest orientations: ``(N, side, side, K)``."""
+def _edges(luma: npt.NDArray[np.float32], grid: int, orientations: int) -> npt.NDArray[np.float64]:
+    """Mean gradient magnitude in each cell and orientation: ``(N, side, side)`` -> ``(N, grid, grid, K)``.
+
+    A pixel's magnitude is shared between the two nearest orientations.
+    """
+    count, side, _ = luma.shape
     down, right = np.gradient(luma, axis=(1, 2))
-    strength = np.hypot(down, right)
-    position = (np.arctan2(down, right) % np.pi) * (orientations / np.pi)  # in [0, K]
-    distance = np.abs(position[..., None] - np.arange(orientations, dtype=np.float32))
-    distance = np.minimum(distance, orientations - distance)  # directions half a turn apart are one
-    edges: npt.NDArray[np.float32] = strength[..., None] * np.maximum(0, 1 - distance)
-    return edges
+    strength = np.hypot(down, right).ravel()
+    position = (np.arctan2(down, right).ravel() % np.pi) * (orientations / np.pi)  # in [0, K]
+    lower = position.astype(np.intp)
+    share = position - lower
+    cell = np.arange(side) // (side // grid)
+    place = ((np.arange(count)[:, None, None] * grid + cell[:, None]) * grid + cell).ravel() * orientations
+    bins = count * grid * grid * orientations
+    sums = np.bincount(place + lower % orientations, strength * (1 - share), bins)
+    sums += np.bincount(place + (lower + 1) % orientations, strength * share, bins)
+    means: npt.NDArray[np.float64] = sums.reshape(count, grid, grid, orientations) / (side // grid) ** 2
+    return means
