@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+# Before anything imports huggingface_hub, which reads it once: no test reaches for the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 
@@ -14,9 +18,8 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No test finds the user's workspace, or reaches for the network."""
+    """No test finds the user's workspace."""
     monkeypatch.delenv("AVPIPE_HOME", raising=False)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
 
 

@@ -33,15 +33,15 @@ class TokenizerConfig(Config):
 class TrainConfig(Config):
     """The loop."""
 
-    epochs: int = Field(20, ge=1)
+    epochs: int = Field(24, ge=1)
     """Passes over the training clips, at most."""
     max_steps: int | None = Field(None, ge=1)
     """Optimizer steps, at most; ``null``: as many as the epochs have."""
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(32, ge=1)
     """Clips (or, with ``captions_per_clip: each``, captions) a step and process."""
-    captions_per_clip: PositiveInt | Literal["all", "each"] = "all"
-    """Captions of a clip that are decoded from one fusion of it: ``all``, or so many, drawn anew each epoch. ``each``: one
-    row a caption, each fused for itself, as the papers train."""
+    captions_per_clip: PositiveInt | Literal["all", "each"] = 1
+    """Captions of a clip that are decoded from one fusion of it: ``all``, or so many, drawn anew each epoch. ``each``:
+    one row a caption, each fused for itself, as the papers train."""
     accumulate: int = Field(1, ge=1)
     """Batches a step."""
     lr: float = Field(1e-3, gt=0)
@@ -50,8 +50,8 @@ class TrainConfig(Config):
     """Learning rate at the end of the schedule."""
     warmup_steps: int = Field(100, ge=0)
     """Steps of linear warmup."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """After the warmup."""
+    schedule: Literal["cosine", "hold", "constant"] = "cosine"
+    """After the warmup: half a cosine down; or held for the first 60 % of all steps, then linearly down; or level."""
     weight_decay: float = Field(0.01, ge=0)
     """Of matrices; biases, norms and other vectors have none."""
     betas: tuple[float, float] = (0.9, 0.98)
@@ -64,7 +64,7 @@ class TrainConfig(Config):
     """``auto``: bf16 on a GPU that has it, else fp32."""
     seed: int = Field(0, ge=0)
     """Of weights, order and dropout."""
-    validate_every: int = Field(1, ge=1)
+    validate_every: int = Field(2, ge=1)
     """Epochs between validations."""
     patience: int | None = Field(None, ge=1)
     """Stop after so many validations without a better score; ``null``: never."""

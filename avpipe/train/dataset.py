@@ -149,8 +149,8 @@ def epoch_items(
         seed: of the run.
         epoch: from 0.
         batch_size: items a batch.
-        captions_per_clip: ``"all"`` or a number: an item is a clip with all, or so many, of its captions; ``"each"``: an
-            item is a clip with one caption, and every caption has its item.
+        captions_per_clip: ``"all"`` or a number: an item is a clip with all, or so many, of its captions; ``"each"``:
+            an item is a clip with one caption, and every caption has its item.
     """
     # A generator of its own, seeded by both: epoch 1 of seed 0 is not epoch 0 of seed 1.
     random = np.random.default_rng((seed, epoch))

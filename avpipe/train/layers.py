@@ -28,7 +28,7 @@ def key_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 def split_heads(data: Tensor, heads: int) -> Tensor:
     """``(B, K, W) -> (B, H, K, W / H)``."""
-    return data.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return data.view(*data.shape[:-1], heads, -1).transpose(1, 2)
 
 
 def attend(
@@ -72,42 +72,39 @@ def attend(
     return out.transpose(1, 2).flatten(-2), weights
 
 
-class TimeEmbedding(nn.Module):
-    """Where a row lies in its clip, as sines and cosines of its time, then one linear map.
+SLOWEST, FASTEST = 1.0, 32.0
+"""Radians a second of the slowest and the fastest wave of :func:`time_code`: periods of 6.3 s down to 0.2 s."""
 
-    The periods run geometrically from ``shortest_seconds`` to ``longest_seconds``. The classic embedding (Vaswani et
-    al. 2017) counts positions; this one counts seconds, so that the rows of two encoders with different clocks that
-    saw the same moment get the same code.
+
+def time_code(pts_seconds: Tensor, width: int) -> Tensor:
+    """Where a row lies in its clip, as sines and cosines of its time.
+
+    The classic code (Vaswani et al. 2017) counts positions; this one counts seconds, so that the rows of two encoders
+    with different clocks that saw the same moment get the same code. The waves run geometrically from :data:`SLOWEST`
+    to :data:`FASTEST`, which suits clips of some 10 s and events some 0.1 s apart.
 
     Args:
-        width: of what it is added to.
-        frequencies: how many periods; the code has a sine and a cosine of each.
-        shortest_seconds: the shortest period.
-        longest_seconds: the longest period.
+        pts_seconds: ``(B, T)``.
+        width: of the code.
+
+    Returns:
+        ``(B, T, width)``; with an odd width the last channel is 0.
     """
-
-    periods_seconds: Tensor
-
-    def __init__(
-        self, width: int, *, frequencies: int = 16, shortest_seconds: float = 0.25, longest_seconds: float = 256.0
-    ) -> None:
-        super().__init__()
-        steps = torch.linspace(math.log(shortest_seconds), math.log(longest_seconds), frequencies)
-        self.register_buffer("periods_seconds", steps.exp(), persistent=False)
-        self.project = nn.Linear(2 * frequencies, width, bias=False)
-
-    def forward(self, pts_seconds: Tensor) -> Tensor:
-        """``(B, T)`` seconds to ``(B, T, width)``."""
-        angle = 2 * math.pi * pts_seconds.unsqueeze(-1) / self.periods_seconds
-        code = torch.cat([angle.sin(), angle.cos()], dim=-1)
-        out: Tensor = self.project(code.to(self.project.weight.dtype))
-        return out
+    steps = torch.linspace(math.log(SLOWEST), math.log(FASTEST), width // 2, device=pts_seconds.device)
+    angle = pts_seconds.unsqueeze(-1) * steps.exp()
+    return F.pad(torch.cat([angle.sin(), angle.cos()], dim=-1), (0, width % 2))
 
 
-def initialise(module: nn.Module, std: float) -> None:
-    """BERT's start values: matrices and embeddings N(0, std), biases 0, norms 1 and 0."""
+def initialise(module: nn.Module, std: float | None) -> None:
+    """Start values: biases 0; matrices and embeddings N(0, std) as in BERT, or, without ``std``, Glorot's.
+
+    Glorot and Bengio's (2010) keep the variance from layer to layer at any width; BERT's 0.02 was chosen for a width of 768.
+    """
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Embedding):
-            nn.init.normal_(part.weight, std=std)
+            if std is None:
+                nn.init.xavier_normal_(part.weight)
+            else:
+                nn.init.normal_(part.weight, std=std)
             if isinstance(part, nn.Linear) and part.bias is not None:
                 nn.init.zeros_(part.bias)

@@ -42,6 +42,10 @@ OnEvent = Callable[[Mapping[str, Any]], None]
 """Told of every step (``event: "step"``; ``step, steps, loss, clips``) and validation (``event: "validation"``)."""
 
 
+HELD_SHARE = 0.6
+"""Of all steps, the share for which ``schedule: hold`` holds the learning rate."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainResult:
     """What became of a training.
@@ -280,13 +284,17 @@ def _check_finite(loss: Tensor, step: int, batch: Batch) -> None:
 
 
 def _learning_rate(step: int, total_steps: int, settings: TrainConfig) -> float:
-    """Linear warmup, then a half cosine down to ``final_lr``, or level; a function of the step alone."""
+    """Linear warmup, then the schedule from ``lr`` down to ``final_lr``; a function of the step alone."""
     if step < settings.warmup_steps:
         return settings.lr * (step + 1) / settings.warmup_steps
-    if settings.schedule == "constant":
-        return settings.lr
-    share = (step - settings.warmup_steps) / max(1, total_steps - settings.warmup_steps)
-    return settings.final_lr + (settings.lr - settings.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+    if settings.schedule == "cosine":
+        share = (step - settings.warmup_steps) / max(1, total_steps - settings.warmup_steps)
+        left = 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+    elif settings.schedule == "hold":
+        left = min(1.0, (1 - step / total_steps) / (1 - HELD_SHARE))
+    else:
+        left = 1.0
+    return settings.final_lr + (settings.lr - settings.final_lr) * left
 
 
 def _groups(captioner: Captioner, settings: TrainConfig) -> list[dict[str, Any]]:

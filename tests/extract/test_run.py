@@ -206,7 +206,7 @@ def test_unknown_names_fail(workspace: Workspace) -> None:
         extraction(workspace, format="zip")
     with pytest.raises(UsageError, match="log_mle: no feature set of this run; known: colour_grid, log_mel"):
         extraction(workspace, overrides=["log_mle.mels=32"])
-    with pytest.raises(UsageError, match=r"log_mel.*mells: unknown key .did you mean 'mels'"):
+    with pytest.raises(UsageError, match=r"(?s)log_mel.*mells: unknown key .did you mean 'mels'"):
         extraction(workspace, overrides=["log_mel.mells=32"])
     with pytest.raises(UsageError, match="99 GPUs asked for, no GPU found here|99 GPUs asked for"):
         extraction(workspace, gpus=99)

@@ -21,20 +21,20 @@ from avpipe.train.layers import attend, initialise, key_bias, split_heads
 class Config(BaseConfig):
     """Sizes of the ``transformer`` decoder."""
 
-    width: int = Field(128, ge=8)
+    width: int = Field(96, ge=8)
     """Channels of a token."""
     layers: int = Field(2, ge=1)
     """How many layers."""
     heads: int = Field(4, ge=1)
     """Attention heads; divides ``width``."""
-    feed_forward: int = Field(256, ge=8)
+    feed_forward: int = Field(384, ge=8)
     """Hidden channels of the feed-forward part."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Of channels and of attention weights."""
     positions: int = Field(128, ge=4)
     """The longest caption in tokens, begin and end included."""
-    initializer_std: float = Field(0.02, gt=0)
-    """Standard deviation of matrices at the start."""
+    initializer_std: float | None = Field(None, gt=0)
+    """Standard deviation of matrices at the start; none = Glorot's."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Config:
@@ -63,7 +63,8 @@ class State:
 
     def reorder(self, rows: Tensor) -> State:
         """The state after a beam search kept ``rows`` (``(R,)``, int64). Rows never leave their clip, so what was
-        computed from the clip stays where it is."""
+        computed from the clip stays where it is.
+        """
         past = [(key.index_select(0, rows), value.index_select(0, rows)) for key, value in self.past]
         return State(cross=self.cross, bias=self.bias, gate=self.gate, past=past, length=self.length)
 

@@ -17,26 +17,26 @@ from torch import Tensor, nn
 from avpipe.pipeline.config import Config as BaseConfig
 from avpipe.pipeline.features import FeatureSpec
 from avpipe.train.batch import AttentionMap, Batch, Fused
-from avpipe.train.layers import TimeEmbedding, attend, initialise, key_bias, split_heads
+from avpipe.train.layers import attend, initialise, key_bias, split_heads, time_code
 
 
 class Config(BaseConfig):
     """Sizes of the ``concat`` fusion."""
 
-    width: int = Field(128, ge=8)
+    width: int = Field(96, ge=8)
     """Channels of every position."""
     layers: int = Field(1, ge=0)
     """Self-attention layers over all modalities; 0 = none, then only the decoder sees them together."""
     heads: int = Field(4, ge=1)
     """Attention heads; divides ``width``."""
-    feed_forward: int = Field(256, ge=8)
+    feed_forward: int = Field(384, ge=8)
     """Hidden channels of the feed-forward part of a layer."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Probability of dropping a channel of a sub-layer's result."""
     time_embedding: Literal["none", "sinusoidal"] = "sinusoidal"
     """Whether a row carries its time in seconds."""
-    initializer_std: float = Field(0.02, gt=0)
-    """Standard deviation of matrices at the start."""
+    initializer_std: float | None = Field(None, gt=0)
+    """Standard deviation of matrices at the start; none = Glorot's."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Config:
@@ -60,7 +60,7 @@ class Fusion(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(spec.dim) for spec in specs.values())
         self.projections = nn.ModuleList(nn.Linear(spec.dim, config.width) for spec in specs.values())
         self.modality = nn.Embedding(len(specs), config.width)
-        self.time = TimeEmbedding(config.width) if config.time_embedding == "sinusoidal" else None
+        self.has_times = config.time_embedding == "sinusoidal"
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
@@ -71,7 +71,9 @@ class Fusion(nn.Module):
         rows = []
         for index, (name, norm, projection) in enumerate(zip(self.names, self.norms, self.projections, strict=True)):
             row = projection(norm(batch.features[name])) + self.modality.weight[index]
-            rows.append(row if self.time is None else row + self.time(batch.pts_seconds[name]))
+            if self.has_times:
+                row = row + time_code(batch.pts_seconds[name], self.width).to(row.dtype)
+            rows.append(row)
         data = self.dropout(torch.cat(rows, dim=1))  # (B, S, W)
         mask = torch.cat([batch.mask[name] for name in self.names], dim=1)  # (B, S)
         attention = []

@@ -1,0 +1,106 @@
+"""A toy that a small captioner learns in seconds: what is seen and heard stands in the first numbers of the features."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avpipe.pipeline.clip import Clip
+from avpipe.pipeline.features import Features, FeatureSpec
+from avpipe.train.config import RunConfig, check
+
+COLOURS, SOUNDS = ("red", "blue", "green"), ("beep", "hum")
+
+
+class ToySource:
+    """Features in memory. ``data[:, k]`` is 3 for the fact k and 0 for the others; clips in ``absent`` have none."""
+
+    def __init__(self, name: str, modality: Any, facts: Mapping[str, int], absent: tuple[str, ...] = ()) -> None:
+        self.spec = FeatureSpec(name=name, encoder="toy", modality=modality, dim=4)
+        self.facts = {clip_id: fact for clip_id, fact in facts.items() if clip_id not in absent}
+
+    def __contains__(self, clip_id: object) -> bool:
+        return clip_id in self.facts
+
+    def read(self, clip_id: str) -> Features:
+        rows = 2 + len(clip_id) % 3
+        data = np.zeros((rows, 4), dtype=np.float16)
+        data[:, self.facts[clip_id]] = 3
+        return Features(data=data, pts_seconds=np.arange(rows) + 0.5)
+
+
+def clips(count: int, split: str = "train") -> list[Clip]:
+    """The i-th clip shows colour i % 3 and sounds i % 2."""
+    return [
+        Clip(
+            clip_id=f"{split}{'x' * (i % 3)}{i}",
+            dataset="toy",
+            path="x",
+            split=split,
+            captions=(
+                f"a {COLOURS[i % 3]} thing and a {SOUNDS[i % 2]}",
+                f"a {SOUNDS[i % 2]} from a {COLOURS[i % 3]} thing",
+            ),
+        )
+        for i in range(count)
+    ]
+
+
+def sources(*groups: list[Clip], absent: tuple[str, ...] = ()) -> dict[str, ToySource]:
+    """``eyes`` and ``ears`` for all clips; the clips in ``absent`` are mute."""
+    colour = {clip.clip_id: i % 3 for group in groups for i, clip in enumerate(group)}
+    sound = {clip.clip_id: i % 2 for group in groups for i, clip in enumerate(group)}
+    return {"eyes": ToySource("eyes", "video", colour), "ears": ToySource("ears", "audio", sound, absent)}
+
+
+def config(**train: Any) -> RunConfig:
+    """A captioner of some 40,000 weights."""
+    small = {"width": 32, "layers": 1, "heads": 2, "feed_forward": 32}
+    return check(
+        {
+            "dataset": "toy",
+            "fusion": {"name": "qformer", **small, "queries": {"video": 2, "audio": 2}, "dropout": 0.1},
+            "decoder": {"name": "transformer", **small},
+            "train": {"epochs": 4, "batch_size": 8, "warmup_steps": 5, "log_every": 1, "validate_every": 1, **train},
+            "generate": {"beams": 2, "max_tokens": 12},
+        },
+        "toy",
+    )
+
+
+def score(captions: Mapping[str, str]) -> float:
+    """Share of the clips whose caption is one of theirs."""
+    wanted = {clip.clip_id: clip.captions for clip in clips(6, "val")}
+    return sum(captions[clip_id] in references for clip_id, references in wanted.items()) / len(wanted)
+
+
+def run(folder: Path, *, stop_at: int = 0, how: str = "raise", **train: Any) -> Any:
+    """Train the toy; stop after so many steps by an exception, or by ending the process at once."""
+    import os
+
+    from avpipe.train.loop import train as train_captioner
+
+    def on_event(event: Mapping[str, Any]) -> None:
+        if stop_at and event.get("event") == "step" and event["step"] >= stop_at:
+            if how == "kill":
+                os.kill(os.getpid(), 9)
+            raise KeyboardInterrupt
+
+    train_clips, val_clips = clips(20), clips(6, "val")
+    return train_captioner(
+        config(**train),
+        sources=sources(train_clips, val_clips),
+        train_clips=train_clips,
+        val_clips=val_clips,
+        run_folder=folder,
+        score=score,
+        on_event=on_event,
+    )
+
+
+if __name__ == "__main__":  # python -m tests.train.loop_toys FOLDER STEP: train and be killed at that step
+    run(Path(sys.argv[1]), stop_at=int(sys.argv[2]), how="kill", save_every=2)
