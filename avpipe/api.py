@@ -7,6 +7,7 @@ training does, which scores its own captions on the validation split. ``cli.py``
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -36,7 +37,29 @@ if TYPE_CHECKING:
     from avpipe.train.loop import OnEvent, TrainResult
 
 
-# -- which dataset, which run ------------------------------------------------------------------------------------------
+# -- which workspace, which dataset, which run -------------------------------------------------------------------------
+
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=,@-]{0,199}")
+
+
+def open_workspace(root: Path | None = None) -> Workspace:
+    """The workspace asked for, or the default one; it need not exist yet.
+
+    Raises:
+        UsageError: something that is no readable folder stands in its place.
+    """
+    workspace = Workspace.find(root)
+    if workspace.root.exists() and not workspace.root.is_dir():
+        raise UsageError(f"workspace: expected a folder at {workspace.root}, got a file; try another --workspace")
+    if workspace.root.exists() and not os.access(workspace.root, os.R_OK | os.X_OK):
+        raise UsageError(f"workspace: {workspace.root} cannot be read; change its mode, or try another --workspace")
+    return workspace
+
+
+def _check_folder_name(what: str, name: str) -> None:
+    """A name that becomes a folder leads to no other place."""
+    if not _FOLDER_NAME.fullmatch(name):
+        raise UsageError(f"{what}: expected letters, digits and _ . + = , @ -, a letter or digit first, got {name!r}")
 
 
 def choose_dataset(workspace: Workspace, dataset: str | None, *, extracted: bool = False) -> str:
@@ -51,16 +74,20 @@ def choose_dataset(workspace: Workspace, dataset: str | None, *, extracted: bool
         UnknownNameError: it is not prepared (or has no features).
         UsageError: none was asked for, and there is none or more than one.
     """
-    known = [name for name in workspace.prepared() if not extracted or workspace.extracted(name)]
-    what = "extracted" if extracted else "prepared"
-    advice = "avpipe extract --dataset NAME" if extracted else "avpipe prepare NAME"
+    prepared = workspace.prepared()
+    known = [name for name in prepared if not extracted or workspace.extracted(name)]
+    if dataset is not None and dataset not in prepared:
+        raise UnknownNameError("dataset", dataset, prepared, f"Prepared are these. Try: avpipe prepare {dataset}")
+    if dataset is not None and dataset not in known:
+        raise UsageError(f"no features of {dataset!r} yet in {workspace.root}; try: avpipe extract --dataset {dataset}")
     if dataset is not None:
-        if dataset not in known:
-            raise UnknownNameError(f"{what} dataset", dataset, known, f"Try: {advice.replace('NAME', dataset)}")
         return dataset
-    if len(known) != 1:
-        found = f"there are {', '.join(known)}: say which with --dataset" if known else f"there is none; try {advice}"
-        raise UsageError(f"which dataset? In {workspace.root} {found}")
+    if not prepared:
+        raise UsageError(f"no dataset is prepared yet in {workspace.root}; try: avpipe prepare NAME")
+    if not known:
+        raise UsageError(f"nothing is extracted yet in {workspace.root}; try: avpipe extract --dataset {prepared[0]}")
+    if len(known) > 1:
+        raise UsageError(f"which dataset? In {workspace.root} there are {', '.join(known)}: say which with --dataset")
     return known[0]
 
 
@@ -73,9 +100,9 @@ def choose_run(workspace: Workspace, run: str | None) -> str:
     """
     known = workspace.runs()
     if run is not None and run not in known:
-        raise UnknownNameError("run", run, known)
+        raise UnknownNameError("run", run, known, "" if known else "Try: avpipe train")
     if not known:
-        raise UsageError(f"which run? There is none in {workspace.root}; try avpipe train")
+        raise UsageError(f"no run yet in {workspace.root}; try: avpipe train")
     return run or known[-1]
 
 
@@ -235,12 +262,17 @@ def _set_up(
     from avpipe.data_manifests import manifest
     from avpipe.extract.run import Setting, devices
 
+    for name in encoders:
+        _check_folder_name("name of a feature set", name)
     read = manifest.read(workspace.manifest(dataset))
+    root = media or read.media_root
+    if not root.is_dir():
+        raise DataError(f"the media root {root} is no folder here: mount it, or say where the files are with --media")
     workers = devices(gpus)
     setting = Setting(
         encoders=encoders,
         folders={name: workspace.feature_set(dataset, name) for name in encoders},
-        media_root=media or read.media_root,
+        media_root=root,
         format=format,
         devices=workers,
         decoders=decoders or max(1, (os.cpu_count() or 1) // len(workers)),
@@ -368,7 +400,7 @@ def open_features(
     known = workspace.extracted(dataset)
     for name in names:
         if name not in known:
-            raise UnknownNameError(f"feature set of {dataset!r}", name, known, "Try: avpipe extract --encoders NAME")
+            raise UnknownNameError("feature set", name, known, f"Try: avpipe extract -d {dataset} -e {name}")
     found = {name: FeatureSet(workspace.feature_set(dataset, name)) for name in names or known}
     chosen = {name: source for name, source in found.items() if not modalities or source.spec.modality in modalities}
     if not chosen:
@@ -390,6 +422,7 @@ def _check_extracted(dataset: str, sources: Mapping[str, FeatureSet], clip_ids: 
 def _run_name(workspace: Workspace, config: RunConfig, name: str | None) -> str:
     """The name asked for, or one made of the settings; never that of a run with other settings."""
     if name is not None:
+        _check_folder_name("name of a run", name)
         differences = _differences(workspace.run(name), config)
         if differences:
             listed = "\n".join(f"  - {line}" for line in differences)
@@ -463,15 +496,19 @@ def score_run(
         ScoringError: captions cannot be scored.
     """
     from avpipe.eval import DEFAULT, score
+    from avpipe.eval.metric import find_metrics
     from avpipe.pipeline.clip import SPLITS
+    from avpipe.pipeline.files import storage_errors
 
     if split not in SPLITS:
         raise UnknownNameError("split", split, SPLITS)
+    find_metrics(metrics or DEFAULT)  # a misspelt metric is no look at the test split
     folder = workspace.run(run)
     captions = captions_of(workspace, run, split)
+    log = folder / "test_access.log"
     if split == "test":
-        with (folder / "test_access.log").open("a", encoding="utf-8") as log:
-            log.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} score {split} of {run}\n")
+        with storage_errors(log), log.open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} score {split} of {run}\n")
     dataset = _load_best(folder).config.dataset
     references = {clip.clip_id: clip.captions for clip in clips_of(workspace, dataset, split) if clip.captions}
     if not references:

@@ -6,13 +6,13 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import click
 import typer
+from typer.core import TyperGroup
 
 from avpipe import __version__
-from avpipe.pipeline.errors import AvpipeError, ClipError, UnknownNameError
+from avpipe.pipeline.errors import AvpipeError, ClipError, UnknownNameError, UsageError
 from avpipe.pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -24,8 +24,26 @@ if TYPE_CHECKING:
 FAILED_CLIPS = 3
 INTERRUPTED = 130
 
+
+class Interrupted(AvpipeError):
+    """The user broke it off; what is finished is kept."""
+
+    exit_status = INTERRUPTED
+
+
+class _Commands(TyperGroup):
+    """Catches Ctrl-C before typer does, which would end without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted: the same command goes on from here") from None
+
+
 app = typer.Typer(
     name="avpipe",
+    cls=_Commands,
     help="Audio-visual video captioning: encode every clip once, train fusion designs cheaply, score them honestly.",
     no_args_is_help=True,
     add_completion=False,
@@ -35,29 +53,30 @@ app = typer.Typer(
 
 WorkspaceOption = Annotated[
     Path | None,
-    typer.Option("--workspace", "-w", help="Where everything lies. [default: $AVPIPE_HOME, or ./avpipe-data]"),
+    typer.Option("--workspace", "-w", help="Where everything lies.", show_default="$AVPIPE_HOME, or ./avpipe-data"),
 ]
 DatasetOption = Annotated[
-    str | None, typer.Option("--dataset", "-d", help="Which dataset. [default: the only one there is]")
+    str | None, typer.Option("--dataset", "-d", help="Which dataset.", show_default="the only one there is")
 ]
 EncodersOption = Annotated[
-    str | None, typer.Option("--encoders", "-e", help="Feature sets, by comma. [default: all of the recipe]")
+    str | None, typer.Option("--encoders", "-e", help="Feature sets, by comma.", show_default="all of the recipe")
 ]
 ExtractRecipeOption = Annotated[
     str, typer.Option("--recipe", "-r", help="Which encoders: a recipe's name, or a YAML file.")
 ]
 MediaOption = Annotated[Path | None, typer.Option("--media", help="Folder of the media files.")]
 GpusOption = Annotated[
-    int | None, typer.Option("--gpus", min=0, help="GPUs to use; 0 = the CPU. [default: all there are, or the CPU]")
+    int | None,
+    typer.Option("--gpus", min=0, help="GPUs to use; 0 = the CPU.", show_default="all there are, or the CPU"),
 ]
 DecodersOption = Annotated[
-    int | None, typer.Option("--decoders", min=1, help="Decoding processes a GPU. [default: the cores, shared]")
+    int | None, typer.Option("--decoders", min=1, help="Decoding processes a GPU.", show_default="the cores, shared")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Dotted overrides, e.g. clip_vit.frames=8 or train.lr=1e-4."),
-]
+
+
+def _overrides(help: str) -> Any:
+    return typer.Argument(metavar="KEY=VALUE", help=help, show_default=False)
 
 
 def main() -> None:
@@ -65,17 +84,13 @@ def main() -> None:
     off and can go on.
     """
     try:
-        status = app(standalone_mode=False)
+        app()  # exits by itself, and with 2 where the command line is wrong
+    except Interrupted as error:
+        _complain(str(error))
+        sys.exit(error.exit_status)
     except AvpipeError as error:
         _complain(f"error: {error}")
-        status = error.exit_status
-    except click.ClickException as error:
-        error.show()
-        status = error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        _complain("interrupted: the same command goes on from here")
-        status = INTERRUPTED
-    sys.exit(status or 0)
+        sys.exit(error.exit_status)
 
 
 @app.callback(invoke_without_command=True)
@@ -91,18 +106,22 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 @app.command()
 def prepare(
-    dataset: Annotated[str, typer.Argument(help="Name of a dataset; `avpipe ls datasets` lists them.")],
-    overrides: Overrides = None,
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="Name of a dataset; `avpipe ls datasets` lists them.")
+    ],
+    overrides: Annotated[list[str] | None, _overrides("Options of the dataset, e.g. clips.train=400.")] = None,
     media: MediaOption = None,
     annotations: Annotated[Path | None, typer.Option("--annotations", help="Annotation file or folder.")] = None,
-    clips_per_shard: Annotated[int | None, typer.Option("--clips-per-shard", min=1, help="[default: 256]")] = None,
+    clips_per_shard: Annotated[
+        int | None, typer.Option("--clips-per-shard", min=1, help="Clips in one file of features.", show_default="256")
+    ] = None,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Make the manifest of a dataset: which clips there are, and their captions."""
     from avpipe import api
-    from avpipe.console import Meter, out
+    from avpipe.console import Meter, escape, out
 
-    place = Workspace.find(workspace)
+    place = api.open_workspace(workspace)
     meter: Meter | None = None
 
     def progress(done: int, total: int) -> None:
@@ -127,15 +146,15 @@ def prepare(
     counts = ", ".join(
         f"{count} {split} ({header.captions[split]} captions)" for split, count in header.clips.items() if count
     )
-    out.print(f"[bold]{header.dataset}[/]: {counts}")
+    out.print(f"[bold]{escape(header.dataset)}[/]: {counts}")
     for note in header.notes:
         out.print(f"  {note}", markup=False)
-    out.print(f"  -> {place.manifest(header.dataset)}", soft_wrap=True, markup=False)
+    out.print(f"  -> {place.manifest(header.dataset)}", markup=False)
 
 
 @app.command()
 def extract(
-    overrides: Overrides = None,
+    overrides: Annotated[list[str] | None, _overrides("Options of the encoders, e.g. clip_vit.frames=8.")] = None,
     dataset: DatasetOption = None,
     recipe: ExtractRecipeOption = "default",
     encoders: EncodersOption = None,
@@ -151,7 +170,7 @@ def extract(
     from avpipe import api
 
     extraction = api.extraction(
-        Workspace.find(workspace),
+        api.open_workspace(workspace),
         dataset,
         recipe=recipe,
         encoders=_names(encoders),
@@ -169,7 +188,7 @@ def extract(
 
 @app.command()
 def retry(
-    only: Annotated[str | None, typer.Option("--only", help="One kind of failure. [default: all]")] = None,
+    only: Annotated[str | None, typer.Option("--only", help="One kind of failure.", show_default="all")] = None,
     dataset: DatasetOption = None,
     encoders: EncodersOption = None,
     gpus: GpusOption = None,
@@ -182,7 +201,7 @@ def retry(
     from avpipe import api
 
     extraction = api.extraction_again(
-        Workspace.find(workspace), dataset, encoders=_names(encoders), media=media, gpus=gpus, decoders=decoders
+        api.open_workspace(workspace), dataset, encoders=_names(encoders), media=media, gpus=gpus, decoders=decoders
     )
     _run_extraction(extraction, as_json, redo=api.failed(extraction, only))
 
@@ -198,14 +217,14 @@ def verify(
     from avpipe import api
     from avpipe.console import out
 
-    place = Workspace.find(workspace)
+    place = api.open_workspace(workspace)
     dataset = api.choose_dataset(place, dataset, extracted=True)
     problems = api.verify(place, dataset, deep=not quick)
     if as_json:
         typer.echo(json.dumps({name: [str(problem) for problem in found] for name, found in problems.items()}))
     else:
         for name, found in problems.items():
-            out.print(f"{name}: {'whole' if not found else f'{len(found)} problems'}")
+            out.print(f"{name}: {_counted(len(found), 'problem') if found else 'whole'}", markup=False)
             for problem in found:
                 out.print(f"  {problem}", markup=False)
     if any(problems.values()):
@@ -217,28 +236,32 @@ def verify(
 
 @app.command()
 def train(
-    overrides: Overrides = None,
-    fusion: Annotated[str | None, typer.Option("--fusion", "-f", help="Fusion of the recipe's place.")] = None,
+    overrides: Annotated[list[str] | None, _overrides("Laid over the recipe, e.g. train.lr=1e-4.")] = None,
+    fusion: Annotated[str | None, typer.Option("--fusion", "-f", help="Instead of the recipe's fusion.")] = None,
     recipe: Annotated[str, typer.Option("--recipe", "-r", help="A recipe's name, or a YAML file.")] = "default",
     dataset: DatasetOption = None,
     features: Annotated[
-        str | None, typer.Option("--features", help="Feature sets, by comma. [default: all there are]")
+        str | None, typer.Option("--features", help="Feature sets, by comma.", show_default="all there are")
     ] = None,
     modalities: Annotated[
-        str | None, typer.Option("--modalities", "-m", help="video, audio, text, by comma. [default: all]")
+        str | None, typer.Option("--modalities", "-m", help="video, audio, text, by comma.", show_default="all")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of weights, order and dropout.")] = None,
-    name: Annotated[str | None, typer.Option("--name", "-n", help="Of the run. [default: from the settings]")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Of weights, order and dropout.", show_default="the recipe's")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", "-n", help="Of the run.", show_default="made of the settings")
+    ] = None,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Train a fusion and a decoder on extracted features. Goes on where a former run was broken off."""
     from avpipe import api
-    from avpipe.console import out, show_training
+    from avpipe.console import escape, out, show_training
 
     with show_training() as on_event:
         name, result = api.train(
-            Workspace.find(workspace),
+            api.open_workspace(workspace),
             recipe=recipe,
             dataset=dataset,
             fusion=fusion,
@@ -252,7 +275,8 @@ def train(
     if as_json:
         typer.echo(json.dumps({"run": name, "best_score": result.best_score, "best_step": result.best_step}))
         return
-    out.print(f"[bold]{name}[/]: best CIDEr {result.best_score:.4f} on val at step {result.best_step}")
+    scored = "not validated" if result.best_score is None else f"best CIDEr {result.best_score:.4f} on val"
+    out.print(f"[bold]{escape(name)}[/]: {scored} at step {result.best_step} of {result.step}")
 
 
 # -- stage three -------------------------------------------------------------------------------------------------------
@@ -260,15 +284,15 @@ def train(
 
 @app.command()
 def score(
-    run: Annotated[str | None, typer.Option("--run", help="Which run. [default: the newest]")] = None,
+    run: Annotated[str | None, typer.Option("--run", help="Which run.", show_default="the newest")] = None,
     split: Annotated[str, typer.Option("--split", "-s", help="val or test; each look at test is logged.")] = "test",
     predictions: Annotated[
         Path | None, typer.Option("--predictions", "-p", help="COCO results of any model, instead of a run.")
     ] = None,
     references: Annotated[
-        Path | None, typer.Option("--references", help="COCO captions or {id: [captions]}, with --predictions.")
+        Path | None, typer.Option("--references", help="COCO captions or {id: captions}, with --predictions.")
     ] = None,
-    metrics: Annotated[str | None, typer.Option("--metrics", help="By comma. [default: all]")] = None,
+    metrics: Annotated[str | None, typer.Option("--metrics", help="By comma.", show_default="all")] = None,
     missing: Annotated[
         Literal["error", "empty", "drop"],
         typer.Option("--missing", help="A clip without caption: error, empty (scored as one), drop."),
@@ -279,30 +303,32 @@ def score(
 ) -> None:
     """Score captions: of a run (they are generated if need be), or of a file of predictions from any model."""
     from avpipe import api
-    from avpipe.console import out
+    from avpipe.console import escape, out
     from avpipe.eval.scores import footnotes, table
 
     if predictions is not None or references is not None:
+        if run is not None:
+            raise UsageError(f"score a run or a file: got both --run {run} and --predictions or --references")
         report = api.score_files(predictions, references, metrics=_names(metrics), missing=missing)
     else:
-        place = Workspace.find(workspace)
+        place = api.open_workspace(workspace)
         run = api.choose_run(place, run)
         report = api.score_run(place, run, split, metrics=_names(metrics), missing=missing)
     if as_json:
         typer.echo(json.dumps(report.to_json()))
     else:
-        out.print(f"[bold]{run or predictions}[/]")
-        out.print(table(report, percent=percent))
+        out.print(f"[bold]{escape(str(run or predictions))}[/]")
+        out.print(table(report, percent=percent), soft_wrap=False)
         for line in footnotes(report):
-            out.print(line, markup=False, soft_wrap=True)
+            out.print(line, markup=False)
     if not report.complete:
         raise typer.Exit(1)
 
 
 @app.command()
 def caption(
-    file: Annotated[Path, typer.Argument(help="A video or sound file.")],
-    run: Annotated[str | None, typer.Option("--run", help="Which run. [default: the newest]")] = None,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A video or sound file.")],
+    run: Annotated[str | None, typer.Option("--run", help="Which run.", show_default="the newest")] = None,
     beams: Annotated[int | None, typer.Option("--beams", min=1, help="Print this many hypotheses.")] = None,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
@@ -310,7 +336,7 @@ def caption(
     """Caption one file; how to extract its features is read from the run's checkpoint."""
     from avpipe import api
 
-    place = Workspace.find(workspace)
+    place = api.open_workspace(workspace)
     try:
         found = api.caption(place, file, api.choose_run(place, run), beams=beams)
     except ClipError as error:
@@ -330,15 +356,16 @@ def caption(
 
 @app.command(name="ls")
 def list_parts(
-    what: Annotated[str | None, typer.Argument(help="One kind of part. [default: all]")] = None,
+    what: Annotated[str | None, typer.Argument(help="One kind of part.", show_default="all", metavar="KIND")] = None,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
     """List encoders, datasets, fusions, decoders, metrics, recipes, and what the workspace holds."""
+    from avpipe import api
     from avpipe.console import out
     from avpipe.listing import listing
 
-    there = listing(Workspace.find(workspace))
+    there = listing(api.open_workspace(workspace))
     if what is not None and what not in there:
         raise UnknownNameError("kind of part", what, there)
     shown = {what: there[what]} if what else there
@@ -349,7 +376,7 @@ def list_parts(
         out.print(f"[bold]{kind}[/]{'' if parts else '  none'}")
         width = max(map(len, parts), default=0)
         for part, summary in parts.items():
-            out.print(f"  {part:{width}}  {summary}", markup=False, soft_wrap=True)
+            out.print(f"  {part:{width}}  {summary}", markup=False)
 
 
 @app.command()
@@ -368,9 +395,9 @@ def doctor(as_json: JsonOption = False, workspace: WorkspaceOption = None) -> No
         for finding in findings:
             colour = colours[finding.status]
             out.print(f"[{colour}]{finding.status:5}[/] [bold]{finding.check}[/]  ", end="")
-            out.print(finding.detail, markup=False, soft_wrap=True)
+            out.print(finding.detail, markup=False)
             if finding.advice:
-                out.print(f"      {finding.advice}", markup=False, soft_wrap=True)
+                out.print(f"      {finding.advice}", markup=False)
     if any(finding.status == "fault" for finding in findings):
         raise typer.Exit(1)
 
@@ -382,9 +409,10 @@ def demo(
     workspace: WorkspaceOption = None,
 ) -> None:
     """The whole job on rendered clips: does hearing help, and does it take both to know?"""
+    from avpipe import api
     from avpipe.demo import run
 
-    run(Workspace.find(workspace), seed=seed, fusion=fusion)
+    run(api.open_workspace(workspace), seed=seed, fusion=fusion)
 
 
 # -- printing ----------------------------------------------------------------------------------------------------------
@@ -400,14 +428,14 @@ def _complain(message: str) -> None:
 
 
 def _run_extraction(extraction: Extraction, as_json: bool, redo: Callable[[Mark], bool] | None = None) -> None:
+    from dataclasses import fields
+
     from avpipe.console import show_extraction
 
     with show_extraction(extraction, redo) as on_event:
         report = extraction.run(redo=redo, on_event=on_event)
     if as_json:
-        from dataclasses import asdict
-
-        typer.echo(json.dumps(asdict(report)))
+        typer.echo(json.dumps({field.name: getattr(report, field.name) for field in fields(report)}))
     else:
         _print_extraction(report)
     if report.lost_shards:
@@ -417,12 +445,12 @@ def _run_extraction(extraction: Extraction, as_json: bool, redo: Callable[[Mark]
 
 
 def _print_extraction(report: ExtractReport) -> None:
-    from avpipe.console import out
+    from avpipe.console import escape, out
 
     for name, counts in report.counts.items():
         total = sum(counts.values())
         parts = [f"{counts[status]} {status}" for status in ("ok", "failed", "skipped")]
-        out.print(f"[bold]{name}[/]: {total} clips = {' + '.join(parts)}; {_size(report.bytes[name])}")
+        out.print(f"[bold]{escape(name)}[/]: {total} clips = {' + '.join(parts)}; {_size(report.bytes[name])}")
         for kind, count in sorted(report.faults[name].items()):
             out.print(f"  {count} {kind}", markup=False)
     for shard, reason in report.lost_shards.items():
@@ -439,14 +467,28 @@ def _print_forecast(forecast: Forecast, as_json: bool) -> None:
         return
     out.print(
         f"{forecast.clips} clips, measured on {forecast.sampled} of them ({forecast.failed} could not be decoded)\n"
-        f"  {forecast.hours:.2f} h at {forecast.clips_per_second:.1f} clips/s, bound by {forecast.bound_by}\n"
-        f"  decoding {1000 * forecast.decode_seconds:.0f} ms a clip and process"
+        f"  {_duration(3600 * forecast.hours)} at {forecast.clips_per_second:.1f} clips/s, bound by {forecast.bound_by}\n"
+        f"  decoding: {_duration(forecast.decode_seconds)} a clip and process",
+        markup=False,
     )
     for name, seconds in forecast.encode_seconds.items():
-        out.print(f"  {name}: {1000 * seconds:.1f} ms a clip, {_size(forecast.bytes[name])}", markup=False)
+        out.print(f"  {name}: {_duration(seconds)} a clip, {_size(forecast.bytes[name])}", markup=False)
     needed = sum(forecast.bytes.values())
     enough = "enough" if needed < forecast.free_bytes else "[red]NOT enough[/]"
     out.print(f"  disk: {_size(needed)} needed, {_size(forecast.free_bytes)} free: {enough}")
+
+
+def _duration(seconds: float) -> str:
+    """For people: ``"27 ms"``, ``"3.1 min"``."""
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms" if seconds >= 0.001 else "under 1 ms"
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _size(count: float) -> str:

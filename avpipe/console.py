@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
@@ -20,8 +21,11 @@ OnEvent = Callable[[Any], None]
 
 SECONDS_BETWEEN_LINES = 60.0
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# A line stays a line, however narrow the terminal or the log; ``:smile:`` in a name stays what it is.
+out = Console(highlight=False, soft_wrap=True, emoji=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+
+__all__ = ["Meter", "err", "escape", "out", "show_extraction", "show_training"]
 
 
 class Meter:
@@ -99,8 +103,8 @@ class Meter:
     def _print_line(self) -> None:
         self._last_line = time.monotonic()
         left = (self._total - self._done) / self.per_second if self.per_second > 0 else float("inf")
-        eta = f", {left / 60:.0f} min left" if self._done < self._total and left < float("inf") else ""
-        err.print(f"{self._label}: {self._done}/{self._total} {self._unit}, {self._describe()}{eta}", soft_wrap=True)
+        eta = f", {max(1, round(left / 60))} min left" if self._done < self._total and left < float("inf") else ""
+        err.print(f"{self._label}: {self._done}/{self._total} {self._unit}, {self._describe()}{eta}", markup=False)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 from avpipe import api
 from avpipe.console import Meter, out, show_extraction
@@ -149,7 +150,7 @@ def _model_row(workspace: Workspace, who: str, run: str, test: Sequence[Clip]) -
     return Row(who=who, scores=report.scores, synchrony=synchrony(test, report.captions))
 
 
-def _oracle_row(who: str, sees: str, test: Sequence[Clip]) -> Row:
+def _oracle_row(who: str, sees: Literal["video", "audio", "both"], test: Sequence[Clip]) -> Row:
     """The best of an oracle's policies by CIDEr: a generous ceiling, since the policy is chosen on the test clips."""
     from avpipe.data_manifests.datasets.synthetic import oracle_captions
     from avpipe.eval import ValidationScorer, score

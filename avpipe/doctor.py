@@ -59,7 +59,15 @@ def _machine() -> Finding:
 
 def _packages() -> Finding:
     names = ("torch", "torchvision", "torchaudio", "transformers", "open_clip_torch", "av", "h5py", "webdataset")
-    found = {name: importlib.metadata.version(name) for name in names}
+    found, missing = {}, []
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        advice = "pip install -c constraints.txt avpipe"
+        return Finding(check="packages", status="fault", detail=f"lacks {', '.join(missing)}", advice=advice)
     lines = {name: ".".join(found[name].split("+")[0].split(".")[:2]) for name in ("torch", "torchaudio")}
     detail = ", ".join(f"{name} {version}" for name, version in found.items())
     if len(set(lines.values())) != 1:
@@ -137,17 +145,24 @@ def _hub() -> Finding:
     if not cached:
         advice = "fetch on a machine with internet: hf download <id>; or give local paths"
         return Finding(check="model weights", status="note", detail=f"no model in {home}{offline}", advice=advice)
-    return Finding(check="model weights", status="ok", detail=f"{len(cached)} models in {home}{offline}")
+    return Finding(
+        check="model weights", status="ok", detail=f"{len(cached)} model{'s' * (len(cached) != 1)} in {home}{offline}"
+    )
 
 
 def _disk(workspace: Workspace) -> Finding:
     folder = workspace.root.absolute()
     while not folder.exists():
         folder = folder.parent
+    if not folder.is_dir():
+        detail = f"expected a folder at {folder}, got a file"
+        advice = "remove it, or choose another place with --workspace"
+        return Finding(check="workspace", status="fault", detail=detail, advice=advice)
     free = shutil.disk_usage(folder).free
     detail = f"{free / GIB:.1f} GiB free for {workspace.root}"
     if not os.access(folder, os.W_OK):
-        return Finding(check="workspace", status="fault", detail=f"{folder} cannot be written to", advice="--workspace")
+        advice = "choose another place with --workspace"
+        return Finding(check="workspace", status="fault", detail=f"{folder} cannot be written to", advice=advice)
     if free < 5 * GIB:
         advice = "`avpipe extract --dry-run` tells how much a dataset needs"
         return Finding(check="workspace", status="note", detail=detail, advice=advice)

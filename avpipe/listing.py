@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+from avpipe.pipeline.errors import DataError, StoreError
 from avpipe.pipeline.workspace import Workspace
 
 
@@ -23,6 +25,7 @@ def listing(workspace: Workspace) -> dict[str, dict[str, str]]:
     }
     parts["extract-recipes"] = _recipes("avpipe.extract")
     parts["train-recipes"] = _recipes("avpipe.train")
+    parts["prepared"] = {name: _describe_manifest(workspace.manifest(name)) for name in workspace.prepared()}
     parts["features"] = {
         f"{dataset}/{name}": _describe_features(workspace.feature_set(dataset, name))
         for dataset in workspace.prepared()
@@ -44,20 +47,45 @@ def _recipes(package: str) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
+def _describe_manifest(path: Path) -> str:
+    from avpipe.data_manifests import manifest
+
+    try:
+        header = manifest.read_header(path)
+    except (DataError, StoreError) as error:
+        return f"damaged: {error}"
+    counts = ", ".join(f"{count} {split}" for split, count in header.clips.items() if count)
+    return f"{sum(header.clips.values())} clips ({counts}), {header.clips_per_shard} a shard"
+
+
 def _describe_features(folder: Path) -> str:
     from avpipe.pipeline import shards
 
-    spec = shards.read_spec(folder)
     counts: Counter[str] = Counter()
-    for mark in shards.marks(folder):
-        counts += Counter(mark.counts)
+    try:
+        spec = shards.read_spec(folder)
+        for mark in shards.marks(folder):
+            counts += Counter(mark.counts)
+    except StoreError as error:
+        return f"damaged: {error}"
     done = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "nothing yet"
     return f"{spec.modality}, {spec.dim} wide, {spec.dtype}, {spec.fingerprint}: {done}"
 
 
 def _describe_run(folder: Path) -> str:
     path = folder / "metrics.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    rows = _rows(path.read_text(encoding="utf-8")) if path.exists() else []
     scores = [row["val_score"] for row in rows if "val_score" in row]
     steps = rows[-1]["step"] if rows else 0
-    return f"{steps} steps" + (f", best CIDEr {max(scores):.3f} on val" if scores else "")
+    return f"{steps} {'step' if steps == 1 else 'steps'}" + (f", best CIDEr {max(scores):.3f} on val" if scores else "")
+
+
+def _rows(text: str) -> list[dict[str, Any]]:
+    """The rows of ``metrics.jsonl``; the last one may have been cut when its run was killed."""
+    rows = []
+    for line in text.splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

@@ -233,7 +233,7 @@ class ShardWorker:
 
     def __init__(self, setting: Setting, rank: int) -> None:
         self.setting = setting
-        # Decoding processes get encoders that are never loaded: no weights and no torch there, whenever one is replaced.
+        # Decoding processes get encoders that are never loaded: no weights, no torch there, also when one is replaced.
         work = DecodeWork(copy.deepcopy(dict(setting.encoders)), setting.limits)
         for encoder in setting.encoders.values():
             encoder.load(setting.devices[rank])
@@ -301,16 +301,18 @@ class _Output:
 
 
 def extract_file(
-    path: Path, encoders: Mapping[str, Encoder], *, device: str = "cpu", limits: Limits = Limits()
+    path: Path, encoders: Mapping[str, Encoder], *, device: str = "cpu", limits: Limits | None = None
 ) -> dict[str, Features]:
     """The features of one media file, by feature-set name; a modality that it lacks is left out.
 
     Raises:
         ClipError: the file cannot be used.
     """
+    limits = limits or Limits()
+    work = DecodeWork(copy.deepcopy(dict(encoders)), limits)
     for encoder in encoders.values():
         encoder.load(device)
-    with DecodePool(DecodeWork(dict(encoders), limits), processes=1, limits=limits) as pool:
+    with DecodePool(work, processes=1, limits=limits) as pool:
         (decoded,) = pool.map([DecodeJob(path=path)])
     if isinstance(decoded, ClipError):
         raise decoded

@@ -52,7 +52,7 @@ class UnknownNameError(UsageError):
     """
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
-        known = sorted(known)
+        known = sorted(set(known))
         message = f"unknown {kind} {name!r}{did_you_mean(name, known)}; known: {', '.join(known) or 'none'}"
         super().__init__(f"{message}. {hint}".rstrip() if hint else message)
         self.kind, self.name, self.known, self.hint = kind, name, known, hint

@@ -145,7 +145,10 @@ def read(recipe: str, overrides: Sequence[str] = (), settings: Mapping[str, Any]
         node = values
         *parents, last = key.split(".")
         for parent in parents:
-            node = node.setdefault(parent, {})
+            below = {} if node.get(parent) is None else node[parent]  # "train:" with nothing below it
+            if not isinstance(below, dict):
+                raise ConfigError(str(path), [f"{parent}: expected keys and values, got {below!r}"])
+            node[parent] = node = below
         there = node.get(last)
         # Another component than the recipe's brings its own defaults.
         same = isinstance(there, dict) and there.get("name") == value
@@ -164,15 +167,16 @@ def check(values: Mapping[str, Any], source: str) -> RunConfig:
     complete = dict(values)
     for kind, registry in (("fusion", fusions.REGISTRY), ("decoder", decoders.REGISTRY)):
         given = values.get(kind, getattr(RunConfig(), kind))
-        if not isinstance(given, str | Mapping):
-            faults.append(f"{kind}: expected a name, or a mapping with a name, got {given!r}")
+        if not isinstance(given.get("name") if isinstance(given, Mapping) else given, str):
+            known = ", ".join(registry.names())
+            faults.append(f"{kind}: expected a name, or a mapping with a name, got {given!r}; known: {known}")
             complete.pop(kind, None)
             continue
         try:
             name, config = parse_component(registry, given, source)
             complete[kind] = {"name": name, **config.model_dump(mode="json")}
         except ConfigError as error:
-            faults += [f"{kind}.{fault}" for fault in error.faults]
+            faults += [f"{kind}.{fault}".replace(f"{kind}.(top level)", kind, 1) for fault in error.faults]
             complete.pop(kind, None)
     try:
         config = parse(RunConfig, complete, source)

@@ -50,11 +50,13 @@ class _Finished:
         """Whether nothing that begins with ``length`` tokens of ``log_prob`` can still enter.
 
         A log-probability only falls. With a positive penalty a longer caption may divide it by more, so the best that
-        can come is at the greatest length; else at the next.
+        can come is at the greatest length; else at the next. Greedy decoding takes the first end that it comes to.
         """
         if len(self.kept) < self.beams:
             return False
-        best_length = longest if self.length_penalty > 0 else length + 1
+        if self.beams == 1:
+            return True
+        best_length = longest if self.length_penalty > 0 else min(length + 1, longest)
         bound = log_prob / best_length**self.length_penalty
         return bool(self.kept[-1].score >= bound)
 
@@ -99,7 +101,8 @@ def beam_search(
     last = torch.full((size * beams,), special.begin, device=device)
     finished = [_Finished(beams, length_penalty) for _ in range(size)]
     done = [False] * size
-    for length in range(min(max_tokens, decoder.max_tokens - 1)):
+    longest = min(max_tokens, decoder.max_tokens - 1)
+    for length in range(longest):
         logits, state = decoder.step(last, state)
         next_log_probs = logits.float().log_softmax(-1)
         forbidden = [special.pad, special.begin] + ([special.end] if length < min_tokens else [])
@@ -124,7 +127,7 @@ def beam_search(
         state, last = state.reorder(rows), words.flatten()
         best = log_probs.amax(dim=1).tolist()
         done = [
-            already or best[clip] == -torch.inf or finished[clip].beats(best[clip], length + 1, max_tokens)
+            already or best[clip] == -torch.inf or finished[clip].beats(best[clip], length + 1, longest)
             for clip, already in enumerate(done)
         ]
         if all(done):

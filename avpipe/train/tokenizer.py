@@ -37,6 +37,7 @@ class Tokenizer:
 
     def __init__(self, backend: tokenizers.Tokenizer, special: Special) -> None:
         self._backend = backend
+        backend.encode_special_tokens = True  # "</s>" in a caption is text like any other, and ends nothing
         self.special = special
 
     @property

@@ -178,7 +178,7 @@ def test_retry_of_a_kind_that_never_happened_fails(workspace: Workspace) -> None
     add_clips(workspace, {"text.mp4": b"never a video"})
     first = extraction(workspace)
     first.run()
-    with pytest.raises(UnknownNameError, match="unknown kind of failure 'timeout'; known: open"):
+    with pytest.raises(UnknownNameError, match=r"unknown kind of failure 'timeout'; known: open"):
         api.failed(first, "timeout")
 
 
@@ -191,24 +191,24 @@ def test_other_settings_under_the_same_name_fail(workspace: Workspace) -> None:
 
 
 def test_a_missing_media_root_fails(workspace: Workspace, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nowhere does not exist: .* --media"):
+    with pytest.raises(DataError, match=r"nowhere does not exist: .* --media"):
         run(workspace, media=tmp_path / "nowhere")
 
 
 def test_unknown_names_fail(workspace: Workspace) -> None:
-    with pytest.raises(UnknownNameError, match="unknown encoder 'color_grid' .did you mean 'colour_grid'"):
+    with pytest.raises(UnknownNameError, match=r"unknown encoder 'color_grid' .did you mean 'colour_grid'"):
         extraction(workspace, encoders=["color_grid"])
-    with pytest.raises(UnknownNameError, match="unknown extraction recipe 'basline' .did you mean 'baseline'"):
+    with pytest.raises(UnknownNameError, match=r"unknown extraction recipe 'basline' .did you mean 'baseline'"):
         api.extraction(workspace, recipe="basline")
-    with pytest.raises(UnknownNameError, match="unknown prepared dataset 'vatex'; known: synthetic"):
+    with pytest.raises(UnknownNameError, match=r"unknown prepared dataset 'vatex'; known: synthetic"):
         extraction(workspace, dataset="vatex")
-    with pytest.raises(UnknownNameError, match="unknown store format 'zip'; known: hdf5, webdataset"):
+    with pytest.raises(UnknownNameError, match=r"unknown store format 'zip'; known: hdf5, webdataset"):
         extraction(workspace, format="zip")
     with pytest.raises(UsageError, match="log_mle: no feature set of this run; known: colour_grid, log_mel"):
         extraction(workspace, overrides=["log_mle.mels=32"])
     with pytest.raises(UsageError, match=r"(?s)log_mel.*mells: unknown key .did you mean 'mels'"):
         extraction(workspace, overrides=["log_mel.mells=32"])
-    with pytest.raises(UsageError, match="99 GPUs asked for, no GPU found here|99 GPUs asked for"):
+    with pytest.raises(UsageError, match="99 GPUs asked for"):
         extraction(workspace, gpus=99)
 
 

@@ -1,4 +1,4 @@
-"""A toy that a small captioner learns in seconds: what is seen and heard stands in the first numbers of the features."""
+"""A toy that a small captioner learns in seconds: what is seen and heard is a one among zeros in the features."""
 
 from __future__ import annotations
 

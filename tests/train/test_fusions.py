@@ -17,6 +17,7 @@ NAMES = REGISTRY.names()
 
 
 def build(name: str, specs: tuple[str, ...] = ("see", "hear"), **config: Any) -> nn.Module:
+    torch.manual_seed(0)
     module = REGISTRY.load(name)
     return alive(module.Fusion(small_config(module, **config), {key: SPECS[key] for key in specs}))
 
@@ -41,9 +42,11 @@ def test_gives_positions_with_their_origin(name: str) -> None:
     clips = batch()
     fused = fusion(clips)
     size, positions = fused.mask.shape
-    assert fused.data.shape == (size, positions, fusion.width) and size == len(clips)
+    assert fused.data.shape == (size, positions, fusion.width)
+    assert size == len(clips)
     assert fused.data.isfinite().all()
-    assert fused.mask.dtype == torch.bool and fused.source.dtype == torch.int64
+    assert fused.mask.dtype == torch.bool
+    assert fused.source.dtype == torch.int64
     assert fused.pts_seconds.dtype == torch.float32
     assert sorted(fused.sources) == sorted(SPECS)
     assert set(fused.source.tolist()) == {0, 1}  # every feature set has positions
@@ -117,7 +120,8 @@ def test_nothing_present_is_finite(name: str, junk: float) -> None:
 def test_one_modality_alone(name: str, key: str) -> None:
     clips = batch({key: (4, 0, 2)})
     fused = build(name, (key,))(clips)
-    assert fused.sources == (key,) and set(fused.source.tolist()) == {0}
+    assert fused.sources == (key,)
+    assert set(fused.source.tolist()) == {0}
     assert fused.data.isfinite().all()
     louder = replace(clips, features={key: clips.features[key].roll(1, dims=-1)})
     assert (real_rows(build(name, (key,))(louder))[0] - real_rows(fused)[0]).abs().max() > 1e-3
@@ -138,12 +142,13 @@ def test_attention_maps(name: str) -> None:
     fusion = build(name)
     clips = batch()
     plain, told = fusion(clips), fusion(clips, return_attention=True)
-    assert plain.attention == () and told.attention
+    assert plain.attention == ()
+    assert told.attention
     torch.testing.assert_close(plain.data, told.data, rtol=0, atol=1e-5)  # looking changes nothing
     for found in told.attention:
         where = f"layer {found.layer}, {found.queries} to {found.keys}"
         assert {found.queries, found.keys} <= {"all", *SPECS}
-        assert found.weights.ndim == 4 and len(found.weights) == len(clips), where
+        assert found.weights.shape[0] == len(clips), where
         sums = found.weights.sum(-1)
         assert torch.minimum(sums.abs(), (sums - 1).abs()).max() < 1e-5, where  # a row sums to 1, or is all 0
         if found.keys in SPECS:
@@ -164,7 +169,8 @@ def test_gradients_reach_every_parameter(name: str) -> None:
     probe = torch.randn(fused.data.shape, generator=torch.Generator().manual_seed(1))
     (fused.data * probe)[fused.mask].sum().backward()
     for key, parameter in fusion.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), key
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
         # What is added to all keys alike cannot change a softmax: its gradient is zero but for rounding.
         if not key.endswith("key.bias"):
             assert parameter.grad.abs().max() > 1e-6, key
@@ -198,7 +204,8 @@ def backwards(clips: Batch, *, rows: bool, times: bool) -> Batch:
 
 
 def change(fusion: nn.Module, clips: Batch, other: Batch) -> float:
-    return float((fusion(clips).data[0] - fusion(other).data[0]).abs().max())
+    with torch.inference_mode():
+        return float((fusion(clips).data[0] - fusion(other).data[0]).abs().max())
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
@@ -226,6 +233,25 @@ def test_qformer_with_uniform_absence_depends_on_padding() -> None:
     assert change(build("qformer", absent="zero"), one, longer) < 1e-5
 
 
+@pytest.mark.parametrize("absent", ["uniform", "zero"])
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_those_of_attention_written_out(name: str, absent: str) -> None:
+    # The fused attention kernel's backward pass is wrong where all keys are masked; see qformer's `meets_empty`.
+    switch = {"absent": absent} if name == "qformer" else {}
+    silent = batch({"see": (4, 2), "hear": (0, 3)}, longer=3, junk=1.0)
+
+    def gradients(return_attention: bool) -> dict[str, Tensor]:
+        fusion = build(name, **switch)
+        fused = fusion(silent, return_attention=return_attention)
+        (fused.data**2)[fused.mask].sum().backward()
+        return {key: parameter.grad for key, parameter in fusion.named_parameters() if parameter.grad is not None}
+
+    written_out = gradients(True)
+    assert written_out
+    for key, gradient in gradients(False).items():
+        torch.testing.assert_close(gradient, written_out[key], rtol=1e-3, atol=1e-3, msg=key)
+
+
 def test_qformer_gives_audio_first() -> None:
     fused = build("qformer", queries={"video": 3, "audio": 2})(batch())
     assert [fused.sources[index] for index in fused.source] == ["hear"] * 2 + ["see"] * 3
@@ -233,7 +259,8 @@ def test_qformer_gives_audio_first() -> None:
 
 def test_qformer_out_width() -> None:
     fusion = build("qformer", out_width=10)
-    assert fusion.width == 10 and fusion(batch()).data.shape[-1] == 10
+    assert fusion.width == 10
+    assert fusion(batch()).data.shape[-1] == 10
 
 
 @pytest.mark.parametrize("name", ["concat", "qformer"])

@@ -26,7 +26,9 @@ LENGTHS = {"see": (4, 3, 0, 0, 1), "hear": (5, 0, 6, 0, 1)}
 SMALL = {"width": 16, "heads": 2, "feed_forward": 24, "positions": 16}
 
 
-def batch(lengths: Mapping[str, Sequence[int]] = LENGTHS, *, seed: int = 0, longer: int = 0, junk: float = 0.0) -> Batch:
+def batch(
+    lengths: Mapping[str, Sequence[int]] = LENGTHS, *, seed: int = 0, longer: int = 0, junk: float = 0.0
+) -> Batch:
     """Random rows; the same for the same clip, whatever stands beside it.
 
     Args:
@@ -87,7 +89,7 @@ def alive(module: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter += 0.15 * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(0.15 * torch.randn(parameter.shape, generator=generator))
     return module.eval()
 
 

@@ -7,6 +7,7 @@ with the norms where GPT-2 has them); learned positions; input and output embedd
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -101,14 +102,14 @@ class Decoder(nn.Module):
         """
         bias, gate = self._fused_mask(fused)
         data = self.dropout(self.tokens(tokens) + self.positions.weight[: tokens.shape[1]])
-        for layer in self.layers:
+        for layer in self._stack():
             data = layer(data, layer.fused_keys(fused.data), bias, gate)
         return self._logits(data)
 
     def start(self, fused: Fused) -> State:
         """The state before the first token; keys and values of the fused positions are computed once."""
         bias, gate = self._fused_mask(fused)
-        cross = [layer.fused_keys(fused.data) for layer in self.layers]
+        cross = [layer.fused_keys(fused.data) for layer in self._stack()]
         past = [(key[:, :, :0], value[:, :, :0]) for key, value in cross]
         return State(cross=cross, bias=bias, gate=gate, past=past)
 
@@ -124,11 +125,14 @@ class Decoder(nn.Module):
         """
         data = self.tokens(tokens)[:, None] + self.positions.weight[state.length]
         past = []
-        for layer, cross, before in zip(self.layers, state.cross, state.past, strict=True):
+        for layer, cross, before in zip(self._stack(), state.cross, state.past, strict=True):
             data, after = layer.step(data, cross, state.bias, state.gate, before)
             past.append(after)
         new = State(cross=state.cross, bias=state.bias, gate=state.gate, past=past, length=state.length + 1)
         return self._logits(data)[:, 0], new
+
+    def _stack(self) -> list[_Layer]:
+        return cast("list[_Layer]", list(self.layers))
 
     def _fused_mask(self, fused: Fused) -> tuple[Tensor, Tensor]:
         return key_bias(fused.mask, fused.data.dtype), fused.mask.any(dim=1).to(fused.data.dtype)[:, None, None]

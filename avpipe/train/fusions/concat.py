@@ -113,6 +113,8 @@ class _Layer(nn.Module):
         dropout = self.dropout.p if self.training else 0.0
         bias = key_bias(mask, query.dtype)
         seen, weights = attend(query, key, value, bias=bias, dropout=dropout, return_weights=return_weights)
+        if weights is not None:  # a clip of which nothing is present looked at padding, and none of it is used
+            weights = weights * mask.any(dim=1)[:, None, None, None]
         data = data + self.dropout(self.attention_out(seen))
         hidden = F.gelu(self.feed_forward_in(self.feed_forward_norm(data)))
         return data + self.dropout(self.feed_forward_out(hidden)), weights

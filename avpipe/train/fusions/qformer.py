@@ -31,6 +31,7 @@ Beyond the original: one stream for every feature set, however many there are, a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -183,6 +184,43 @@ class Fusion(nn.Module):
         )
 
 
+_OFFICIAL_NAMES = (
+    (r"^Qformer\.bert\.", ""),
+    (r"^embeddings\.LayerNorm", "query_norm"),
+    (r"^encoder\.layer\.", "layers."),
+    (r"^query_tokens$", "queries"),
+    (r"^ln_vision\.", "inputs.0.norm."),
+    (r"^ln_audio\.", "inputs.1.norm."),
+    (r"^t5_proj\.", "outputs.0."),
+    (r"^t5_proj_aud\.", "outputs.1."),
+    (r"\.crossattention_vis\.", ".cross_attentions.0."),
+    (r"\.crossattention_aud\.", ".cross_attentions.1."),
+    (r"\.attention\.", ".self_attention."),
+    (r"\.intermediate_query_vis\.dense\.", ".feed_forwards.0.wide."),
+    (r"\.intermediate_query_aud\.dense\.", ".feed_forwards.1.wide."),
+    (r"\.output_query_vis\.", ".feed_forwards.0."),
+    (r"\.output_query_aud\.", ".feed_forwards.1."),
+    (r"\.(self|output)\.(query|key|value|dense|LayerNorm)\.", r".\2."),
+    (r"\.dense\.", ".out."),
+    (r"\.LayerNorm\.", ".norm."),
+)
+
+
+def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The authors' weights (video and audio; the Q-Former, its norms and projections) under this module's names.
+
+    For a fusion of :data:`PAPER` with ``out_width``: ``fusion.load_state_dict(from_official(state))``.
+    """
+    renamed = {}
+    for name, tensor in state.items():
+        ours = name
+        for pattern, replacement in _OFFICIAL_NAMES:
+            ours = re.sub(pattern, replacement, ours)
+        if not ours.endswith("position_ids"):  # BERT's, which no query uses
+            renamed[ours] = tensor
+    return renamed
+
+
 class _Input(nn.Module):
     """What a stream attends to: a feature set's rows, normed, mapped to the fusion's width, and told their time."""
 
@@ -229,12 +267,13 @@ class _Layer(nn.Module):
 
 
 class _Attention(nn.Module):
-    """BERT's attention unit, ``LN(x + Linear(MultiHead(x, context)))``; pre-norm: ``x + Linear(MultiHead(LN(x), ..))``."""
+    """BERT's attention unit, ``LN(x + Linear(MultiHead(x, context)))``; the norm is within the sum if it is "pre"."""
 
     def __init__(self, config: Config, context_width: int) -> None:
         super().__init__()
         self.heads = config.heads
         self.is_pre = config.norm == "pre"
+        self.meets_empty = config.absent == "uniform"
         self.query = nn.Linear(config.width, config.width)
         self.key = nn.Linear(context_width, config.width)
         self.value = nn.Linear(context_width, config.width)
@@ -248,14 +287,18 @@ class _Attention(nn.Module):
         """``context`` None: to itself."""
         asking = self.norm(data) if self.is_pre else data
         context = asking if context is None else context
+        # Where every key is masked, the fused kernel's forward pass is uniform, but its backward pass takes each weight
+        # for 1 instead of 1 / T. Where such rows count, attention is therefore written out.
+        explicit = self.meets_empty and bias is not None
         seen, weights = attend(
             split_heads(self.query(asking), self.heads),
             split_heads(self.key(context), self.heads),
             split_heads(self.value(context), self.heads),
             bias=bias,
             dropout=self.dropout.p if self.training else 0.0,
-            return_weights=maps,
+            return_weights=maps or explicit,
         )
+        weights = weights if maps else None
         seen = self.dropout(self.out(seen))
         if gate is not None:
             seen = seen * gate
@@ -265,7 +308,7 @@ class _Attention(nn.Module):
 
 
 class _FeedForward(nn.Module):
-    """BERT's feed-forward unit, exact GELU: ``LN(x + Linear(GELU(Linear(x))))``; pre-norm as the attention."""
+    """BERT's feed-forward unit, exact GELU: ``LN(x + Linear(GELU(Linear(x))))``; the norm as in the attention."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
