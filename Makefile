@@ -14,7 +14,7 @@ JOBS   ?= 2
 help:  ## print this
 	@echo "make demo     install, then the whole job on rendered clips: videos in, captions and scores out"
 	@echo "make test     install, then lint, types and tests"
-	@echo "make bench    install, then every benchmark (docs/benchmarks.md says what they show)"
+	@echo "make bench    install, then the benchmarks (docs/benchmarks.md says what they show); MEDIA=folder for decoding"
 	@echo "make lint | types | unit   the parts of 'make test'"
 	@echo "make clean    remove $(VENV), $(DEMO) and caches"
 
@@ -27,7 +27,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: install  ## the main job, end to end
-	$(BIN)/avpipe --workspace $(DEMO) demo
+	$(BIN)/avpipe demo --workspace $(DEMO)
 
 test: lint types unit  ## everything that must hold
 
@@ -41,8 +41,11 @@ types: install
 unit: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal
 
-bench: install  ## measure speed; prints ratios within one run
-	@for b in benchmarks/*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+bench: install  ## measure speed and endurance; prints ratios within one run
+	$(BIN)/python benchmarks/store.py
+	$(BIN)/python benchmarks/extract.py
+	@if [ -n "$(MEDIA)" ]; then $(BIN)/python benchmarks/decode.py --media "$(MEDIA)"; \
+	else echo "decoding: say make bench MEDIA=folder-of-videos"; fi
 
 clean:
 	rm -rf $(VENV) $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -465,9 +465,10 @@ def _print_forecast(forecast: Forecast, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({**asdict(forecast), "clips_per_second": forecast.clips_per_second}))
         return
+    time = _duration(3600 * forecast.hours)
     out.print(
         f"{forecast.clips} clips, measured on {forecast.sampled} of them ({forecast.failed} could not be decoded)\n"
-        f"  {_duration(3600 * forecast.hours)} at {forecast.clips_per_second:.1f} clips/s, bound by {forecast.bound_by}\n"
+        f"  {time} at {forecast.clips_per_second:.1f} clips/s, bound by {forecast.bound_by}\n"
         f"  decoding: {_duration(forecast.decode_seconds)} a clip and process",
         markup=False,
     )

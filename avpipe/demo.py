@@ -26,12 +26,15 @@ from avpipe.pipeline.clip import Clip
 from avpipe.pipeline.errors import AvpipeError
 from avpipe.pipeline.workspace import Workspace
 
+Sees = Literal["video", "audio", "both"]
+
 DATASET = "synthetic"
 MODELS: Mapping[str, tuple[str, ...]] = {
     "audio + video": ("video", "audio"),
     "video only": ("video",),
     "audio only": ("audio",),
 }
+ORACLES: Mapping[str, Sees] = {"all-seeing, deaf": "video", "all-hearing, blind": "audio", "all-knowing": "both"}
 SIDE_BY_SIDE = 2
 SHOWN_CLIPS = 4
 
@@ -70,16 +73,15 @@ def run(workspace: Workspace, *, seed: int = 0, fusion: str = "qformer") -> list
         extraction = api.extraction(workspace, DATASET, recipe="baseline", gpus=0)
         with show_extraction(extraction) as on_event:
             report = extraction.run(on_event=on_event)
-    out.print(f"   {'; '.join(f'{name}: {counts}' for name, counts in report.counts.items())}", markup=False)
+    for name, counts in report.counts.items():
+        out.print(f"   {name}: {', '.join(f'{count} {what}' for what, count in counts.items() if count)}", markup=False)
     with _step(f"3  train the fusion {fusion!r} three times"):
         runs = _train(workspace, fusion, seed)
-    with _step("4  caption the test clips and score"):
-        test = api.clips_of(workspace, DATASET, "test")
-        rows = [_model_row(workspace, who, runs[who], test) for who in MODELS]
-    with _step("5  score the oracles"):
-        rows[1:1] = [_oracle_row("  everything to see, no ears (oracle)", "video", test)]
-        rows.append(_oracle_row("  everything to hear, no eyes (oracle)", "audio", test))
-        rows.append(_oracle_row("  everything to see and hear (oracle)", "both", test))
+    test = api.clips_of(workspace, DATASET, "test")
+    with _step("4  caption the test clips; score models and oracles"), ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        models = pool.map(lambda who: _model_row(workspace, who, runs[who], test), MODELS)
+        oracles = pool.map(lambda who: _oracle_row(who, ORACLES[who], test), ORACLES)
+        rows = [*models, *oracles]
     _print(rows, test, workspace, runs)
     seconds = time.monotonic() - start
     path = workspace.root / "demo.json"
@@ -150,7 +152,7 @@ def _model_row(workspace: Workspace, who: str, run: str, test: Sequence[Clip]) -
     return Row(who=who, scores=report.scores, synchrony=synchrony(test, report.captions))
 
 
-def _oracle_row(who: str, sees: Literal["video", "audio", "both"], test: Sequence[Clip]) -> Row:
+def _oracle_row(who: str, sees: Sees, test: Sequence[Clip]) -> Row:
     """The best of an oracle's policies by CIDEr: a generous ceiling, since the policy is chosen on the test clips."""
     from avpipe.data_manifests.datasets.synthetic import oracle_captions
     from avpipe.eval import ValidationScorer, score
@@ -171,11 +173,17 @@ def _print(rows: Sequence[Row], test: Sequence[Clip], workspace: Workspace, runs
     for name in (*shown, "in time or not?"):
         table.add_column(name, justify="right")
     for row in rows:
+        if row.who == next(iter(ORACLES)):
+            table.add_section()
         cells = ["none" if (score := row.scores[name]) is None else f"{100 * score:.1f}" for name in shown]
         right = "" if row.synchrony is None else f"{100 * row.synchrony:.0f} %"
-        table.add_row(row.who, *cells, right, style="bold" if row.who in MODELS else "dim")
+        table.add_row(row.who, *cells, right, style="bold" if row.who in MODELS else "")
     out.print(table)
-    out.print("'in time or not?': a ball bounces with the beeps or against them; a coin gets 50 %.\n", markup=False)
+    out.print(
+        "Below the line stand oracles: captioners that know every fact of what they sense, and guess the rest.\n"
+        "'in time or not?': does a ball bounce in time with the beeps or against them? A coin is right in 50 %.\n",
+        markup=False,
+    )
     captions = {who: api.captions_of(workspace, run, "test") for who, run in runs.items()}
     for clip in test[:SHOWN_CLIPS]:
         out.print(f"{clip.clip_id}  a reference: {clip.captions[0]}", markup=False)

@@ -220,7 +220,13 @@ def summarise(
         counts[name].update(outcome.status for outcome in outcomes)
         faults[name] = Counter(outcome.error_type for outcome in outcomes if outcome.error_type)
         sizes[name] = sum(mark.bytes for mark in marks)
-    return ExtractReport(counts=counts, faults=faults, lost_shards=dict(lost_shards or {}), worked=worked, bytes=sizes)
+    return ExtractReport(
+        counts={name: dict(found) for name, found in counts.items()},
+        faults={name: dict(found) for name, found in faults.items()},
+        lost_shards=dict(lost_shards or {}),
+        worked=worked,
+        bytes=sizes,
+    )
 
 
 class ShardWorker:

@@ -197,7 +197,8 @@ def pending(folder: Path, plans: Sequence[ShardPlan], fingerprint: str) -> list[
             expected = f"{len(planned.clip_ids)} clips" if planned else "no such shard"
             raise StoreError(
                 f"{folder / mark.file} was made for other clips ({len(mark.outcomes)}; the manifest now has {expected} "
-                f"there): the manifest changed. Write the features under another name (--name), or delete {folder}"
+                f"there): the manifest changed. Write the features under another name (in a recipe of your own), or "
+                f"delete {folder}"
             )
     marked = ((plan, found.get(plan.name)) for plan in plans)
     return [plan for plan, mark in marked if mark is None or not _fits(folder, mark, plan, fingerprint)]
@@ -282,7 +283,7 @@ def write_spec(folder: Path, spec: FeatureSpec) -> None:
             raise FingerprintError(
                 f"{folder} holds other features ({there.fingerprint}) than those asked for ({spec.fingerprint}); "
                 f"there against asked for:\n{_list(there.differences(spec))}\n"
-                f"Write them under another name (--name), or delete {folder}"
+                f"Write them under another name (in a recipe of your own), or delete {folder}"
             )
         return
     write_json(folder / SPEC_FILE, {**spec.to_json(), "fingerprint": spec.fingerprint})

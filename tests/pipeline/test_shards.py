@@ -256,7 +256,7 @@ def test_a_shard_of_other_features_is_named(folder: Path) -> None:
 
 def test_a_changed_manifest_does_not_overwrite_features(folder: Path) -> None:
     for changed in (plan(CLIP_IDS[:12], 4), plan(CLIP_IDS[:10], 5), plan(CLIP_IDS[1:13], 5)):
-        with pytest.raises(StoreError, match=r"was made for other clips .*the manifest changed.*--name"):
+        with pytest.raises(StoreError, match=r"was made for other clips .*the manifest changed.*another name"):
             pending(folder, changed, FINGERPRINT)
     assert pending(folder, [*plan(CLIP_IDS[:10], 5), PLANS[2]], FINGERPRINT) == []
     more = [*PLANS, ShardPlan(3, ("new",))]
@@ -276,7 +276,7 @@ def test_a_spec_is_written_once(tmp_path: Path) -> None:
 
 def test_another_spec_is_refused_with_what_differs(tmp_path: Path) -> None:
     write_spec(tmp_path, spec(frames=8))
-    with pytest.raises(FingerprintError, match=r"(?s)config.frames: 8 against 16\n.*--name.*or delete"):
+    with pytest.raises(FingerprintError, match=r"(?s)config.frames: 8 against 16\n.*another name.*or delete"):
         write_spec(tmp_path, spec(frames=16))
     assert read_spec(tmp_path) == spec(frames=8)
 
