@@ -191,7 +191,7 @@ def test_other_settings_under_the_same_name_fail(workspace: Workspace) -> None:
 
 
 def test_a_missing_media_root_fails(workspace: Workspace, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere does not exist: .* --media"):
+    with pytest.raises(DataError, match=r"nowhere is no folder here: .* --media"):
         run(workspace, media=tmp_path / "nowhere")
 
 
@@ -200,7 +200,7 @@ def test_unknown_names_fail(workspace: Workspace) -> None:
         extraction(workspace, encoders=["color_grid"])
     with pytest.raises(UnknownNameError, match=r"unknown extraction recipe 'basline' .did you mean 'baseline'"):
         api.extraction(workspace, recipe="basline")
-    with pytest.raises(UnknownNameError, match=r"unknown prepared dataset 'vatex'; known: synthetic"):
+    with pytest.raises(UnknownNameError, match=r"unknown dataset 'vatex'; known: synthetic"):
         extraction(workspace, dataset="vatex")
     with pytest.raises(UnknownNameError, match=r"unknown store format 'zip'; known: hdf5, webdataset"):
         extraction(workspace, format="zip")

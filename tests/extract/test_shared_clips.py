@@ -8,10 +8,12 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from avpipe import api
 from avpipe.data_manifests import manifest
+from avpipe.extract import media
 from avpipe.pipeline.clip import Clip
 from avpipe.pipeline.store import FeatureSet
 from avpipe.pipeline.workspace import Workspace
@@ -35,9 +37,9 @@ BAD = {
     "invalid_vp9_bitstream-bug_1416.webm": "too_large",
     "corrupted.mp4": None,
     "no_timescale.mp4": None,
-    "sample_with_invalid_nalu.mp4": None,
 }
 USED_WHOLE = {"video_desks.3gp", "sample_dts_hd_ma.mp4"}
+DAMAGED_BETWEEN = "sample_with_invalid_nalu.mp4"  # where few frames are wanted, none of them needs the broken packets
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,7 @@ def test_good_files_have_features_or_honestly_lack_the_modality(report: Workspac
 
 def test_bad_files_end_as_rows_with_a_reason_or_a_note(report: Workspace, shared: Path) -> None:
     seen, heard = outcomes(report, "clip_vit"), outcomes(report, "ast")
-    assert {path.name for path in (shared / "clips" / "bad").iterdir()} == BAD.keys() | USED_WHOLE
+    assert {path.name for path in (shared / "clips" / "bad").iterdir()} == BAD.keys() | USED_WHOLE | {DAMAGED_BETWEEN}
     for name, kind in BAD.items():
         if kind:
             assert (seen[name].status, seen[name].error_type) == ("failed", kind), name
@@ -104,3 +106,11 @@ def test_bad_files_end_as_rows_with_a_reason_or_a_note(report: Workspace, shared
             assert any(note.startswith(("video damaged", "video cut short")) for note in seen[name].notes), seen[name]
     assert seen["video_desks.3gp"].status == heard["video_desks.3gp"].status == "ok"
     assert heard["sample_dts_hd_ma.mp4"].status == "ok"
+    assert seen[DAMAGED_BETWEEN].status == "ok"
+
+
+def test_damage_is_noted_where_a_wanted_frame_needs_it(shared: Path) -> None:
+    path = shared / "clips" / "bad" / DAMAGED_BETWEEN
+    clip = media.read(path, frames={"all": lambda pts: np.arange(len(pts))}, audio={})
+    assert len(clip.frames["all"].data) >= 26  # what other programs get out of it
+    assert any(note.startswith(("video damaged", "video cut short")) for note in clip.notes), clip.notes
