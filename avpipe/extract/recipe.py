@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from avpipe.extract.encoder import Encoder
 from avpipe.extract.encoders import REGISTRY
 from avpipe.extract.media import libraries
-from avpipe.pipeline.config import override, parse_component, read_yaml
+from avpipe.pipeline.config import override, parse_component, read_yaml, recipe_names, recipe_path
 from avpipe.pipeline.errors import ConfigError, FingerprintError, UnknownNameError
 from avpipe.pipeline.features import FeatureSpec
 
@@ -20,8 +18,7 @@ DEFAULT = "default"
 
 def names() -> list[str]:
     """The recipes that come with avpipe."""
-    folder = resources.files("avpipe.extract") / "recipes"
-    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return recipe_names("avpipe.extract")
 
 
 def read(recipe: str) -> dict[str, Any]:
@@ -34,12 +31,7 @@ def read(recipe: str) -> dict[str, Any]:
         UnknownNameError: neither.
         ConfigError: the file is not ``encoders: {name: {...}}``.
     """
-    if recipe in names():
-        path = Path(str(resources.files("avpipe.extract") / "recipes" / f"{recipe}.yaml"))
-    elif recipe.endswith((".yaml", ".yml")):
-        path = Path(recipe)
-    else:
-        raise UnknownNameError("extraction recipe", recipe, names(), "A path to a YAML file will do, too.")
+    path = recipe_path("avpipe.extract", recipe, "extraction recipe")
     values = read_yaml(path)
     encoders = values.get("encoders")
     if set(values) != {"encoders"} or not isinstance(encoders, Mapping) or not encoders:

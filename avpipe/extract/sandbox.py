@@ -10,7 +10,6 @@ socket, and is watched by one thread of the parent. It dies with its parent, wha
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
 import os
 import pickle
@@ -33,6 +32,7 @@ from typing import Any, Generic, Self, TypeVar
 import psutil
 
 from avpipe.extract.media import Limits
+from avpipe.pipeline.engines.local import die_with_parent
 from avpipe.pipeline.errors import AvpipeError, ClipError
 
 Job = TypeVar("Job")
@@ -42,7 +42,6 @@ _START_SECONDS = 300.0  # importing torch from a cold network disk takes its tim
 _WATCH_SECONDS = 0.05
 _CHILD = "import sys; from avpipe.extract.sandbox import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"
 _OK, _CLIP_ERROR, _USER_ERROR, _BUG = range(4)
-_PR_SET_PDEATHSIG = 1
 
 
 class WorkBugError(RuntimeError):
@@ -255,7 +254,7 @@ def serve(descriptor: int, parent: int) -> None:
         descriptor: of the socket to the parent.
         parent: process id of the parent.
     """
-    _die_with(parent)
+    die_with_parent(parent)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with socket.socket(fileno=descriptor) as connection:
         try:
@@ -282,18 +281,6 @@ def _answer(work: Callable[[Any], Any], job: object) -> list[memoryview]:
         return _pack((_USER_ERROR, str(error)))
     except Exception:  # noqa: BLE001 (the parent raises it)
         return _pack((_BUG, traceback.format_exc()))
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when the thread that started it ends, by whatever end.
-
-    The threads of a pool live as long as the pool. Where there is no such call, the closed socket ends a child that is
-    not hanging.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before that call
-        os._exit(1)
 
 
 def _pack(message: object) -> list[memoryview]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -19,7 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from avpipe.pipeline.errors import ConfigError, did_you_mean
+from avpipe.pipeline.errors import ConfigError, UnknownNameError, did_you_mean
 from avpipe.pipeline.registry import Registry
 
 
@@ -47,6 +48,31 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(str(path), [f"expected keys and values, got {type(values).__name__}"])
     return values
+
+
+def recipe_names(package: str) -> list[str]:
+    """The recipes that come with a stage: YAML files in ``recipes/`` of its package."""
+    folder = resources.files(package) / "recipes"
+    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def recipe_path(package: str, recipe: str, kind: str) -> Path:
+    """Where a recipe lies: one of the stage's own, by name, or any YAML file, by path.
+
+    Args:
+        package: of the stage.
+        recipe: a name, or a path that ends in ``.yaml`` or ``.yml``.
+        kind: what it is, for the message ("training recipe").
+
+    Raises:
+        UnknownNameError: neither.
+    """
+    known = recipe_names(package)
+    if recipe in known:
+        return Path(str(resources.files(package) / "recipes" / f"{recipe}.yaml"))
+    if recipe.endswith((".yaml", ".yml")):
+        return Path(recipe)
+    raise UnknownNameError(kind, recipe, known, "A path to a YAML file will do, too.")
 
 
 def write_yaml(values: Mapping[str, Any]) -> str:

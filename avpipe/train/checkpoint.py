@@ -136,6 +136,20 @@ def load(folder: Path) -> LoadedCaptioner:
     Raises:
         CheckpointError: there is none, it is damaged, or its weights do not fit.
     """
+    config, specs, name = read(folder)
+    tokenizer = Tokenizer.load(folder)
+    captioner = build(config, specs, tokenizer.vocabulary_size)
+    load_weights(captioner, folder)
+    captioner.eval()
+    return LoadedCaptioner(captioner=captioner, tokenizer=tokenizer, config=config, specs=specs, name=name)
+
+
+def read(folder: Path) -> tuple[RunConfig, dict[str, FeatureSpec], str]:
+    """What a checkpoint says of itself, without its weights: the run's configuration, feature specs, and its name.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
     values = _read_config(folder)
     try:
         config = check(values["run"], str(folder / CONFIG_FILE))
@@ -143,11 +157,7 @@ def load(folder: Path) -> LoadedCaptioner:
         name = str(values["name"])
     except (KeyError, ValueError, AttributeError, ConfigError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: not the configuration of a run: {error}") from None
-    tokenizer = Tokenizer.load(folder)
-    captioner = build(config, specs, tokenizer.vocabulary_size)
-    load_weights(captioner, folder)
-    captioner.eval()
-    return LoadedCaptioner(captioner=captioner, tokenizer=tokenizer, config=config, specs=specs, name=name)
+    return config, specs, name
 
 
 def load_weights(captioner: Captioner, folder: Path) -> None:

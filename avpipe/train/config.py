@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from avpipe.pipeline.config import Config, parse, parse_component, read_yaml
+from avpipe.pipeline.config import Config, parse, parse_component, read_yaml, recipe_names, recipe_path
 from avpipe.pipeline.config import override as lay_over
-from avpipe.pipeline.errors import ConfigError, UnknownNameError
+from avpipe.pipeline.errors import ConfigError
 from avpipe.pipeline.features import Modality
 from avpipe.train import decoders, fusions
 
@@ -118,8 +116,7 @@ class RunConfig(Config):
 
 def recipes() -> list[str]:
     """The recipes that come with avpipe."""
-    folder = resources.files("avpipe.train") / "recipes"
-    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return recipe_names("avpipe.train")
 
 
 def read(recipe: str, overrides: Sequence[str] = (), settings: Mapping[str, Any] | None = None) -> RunConfig:
@@ -134,12 +131,7 @@ def read(recipe: str, overrides: Sequence[str] = (), settings: Mapping[str, Any]
         UnknownNameError: no such recipe, fusion or decoder.
         ConfigError: keys or values are wrong; all faults at once.
     """
-    if recipe in recipes():
-        path = Path(str(resources.files("avpipe.train") / "recipes" / f"{recipe}.yaml"))
-    elif recipe.endswith((".yaml", ".yml")):
-        path = Path(recipe)
-    else:
-        raise UnknownNameError("training recipe", recipe, recipes(), "A path to a YAML file will do, too.")
+    path = recipe_path("avpipe.train", recipe, "training recipe")
     values = read_yaml(path)
     for key, value in (settings or {}).items():
         node = values

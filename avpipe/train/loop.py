@@ -135,7 +135,8 @@ def train(
     captioner = checkpoint.build(config, specs, tokenizer.vocabulary_size)
     progress, state = _Progress(), None
     if resumed:
-        checkpoint.check_features(checkpoint.load(resumed).specs, specs, f"run {run_folder.name!r}")
+        _, trained_on, _ = checkpoint.read(resumed)
+        checkpoint.check_features(trained_on, specs, f"run {run_folder.name!r}")
         checkpoint.load_weights(captioner, resumed)
         state = checkpoint.load_state(resumed)
         progress = _Progress(**state["progress"])
