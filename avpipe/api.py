@@ -499,6 +499,7 @@ def score_run(
     from avpipe.eval.metric import find_metrics
     from avpipe.pipeline.clip import SPLITS
     from avpipe.pipeline.files import storage_errors
+    from avpipe.train import checkpoint
 
     if split not in SPLITS:
         raise UnknownNameError("split", split, SPLITS)
@@ -509,7 +510,7 @@ def score_run(
     if split == "test":
         with storage_errors(log), log.open("a", encoding="utf-8") as file:
             file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} score {split} of {run}\n")
-    dataset = _load_best(folder).config.dataset
+    dataset = checkpoint.read(folder / "checkpoints" / "best")[0].dataset
     references = {clip.clip_id: clip.captions for clip in clips_of(workspace, dataset, split) if clip.captions}
     if not references:
         raise UsageError(f"the {split} split of {dataset!r} has no captions to score against")
