@@ -8,21 +8,25 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from avpipe.extract.media import AudioRequest, Media
+from avpipe.extract.media import AudioRequest, FrameRequest, Media, TextRequest
 from avpipe.pipeline.config import Config
-from avpipe.pipeline.features import Features, FeatureSpec
+from avpipe.pipeline.features import Encoded, FeatureSpec
 
 Prepared = Mapping[str, npt.NDArray[np.generic]]
 """What :meth:`Encoder.prepare` hands to :meth:`Encoder.encode`: named arrays, so that it can cross a process border
 cheaply."""
+
+Request = FrameRequest | AudioRequest | TextRequest
+"""What an encoder looks at, listens to or reads."""
 
 
 class Encoder(Protocol):
     """A frozen encoder. Its module in ``encoders/`` holds two names: ``Config`` and ``Encoder``.
 
     Life of an encoder: built in the main process to know its :attr:`spec`; built again (it pickles) in every decoding
-    process, where only :meth:`sample` and :meth:`prepare` run and no weights are loaded; built in the worker that owns
-    the device, where :meth:`load` and :meth:`encode` run.
+    process, where only :meth:`prepare` runs and no weights are loaded; built in the worker that owns the device, where
+    :meth:`load` and :meth:`encode` run. An encoder that reads text is never decoded for: its :meth:`prepare` runs in
+    the worker too.
 
     Attributes:
         spec: the identity of what it gives.
@@ -43,19 +47,9 @@ class Encoder(Protocol):
             MissingWeightsError: the weights are neither here nor to be had; the message says how to get them.
         """
 
-    def sample(self, frame_pts_seconds: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-        """Which frames of a clip it wants.
-
-        Args:
-            frame_pts_seconds: ``(N,)``, N >= 1: the time of every frame of the clip from the clip's start, ascending.
-
-        Returns:
-            Indices into them, ascending; may repeat one where the clip is short. Audio encoders return none.
-        """
-
     @property
-    def audio(self) -> AudioRequest | None:
-        """The waveform it wants; ``None`` for a visual encoder."""
+    def request(self) -> Request:
+        """What it wants of a clip; it lies in the :class:`Media` under the name of its feature set."""
 
     def prepare(self, media: Media) -> Prepared:
         """The official preprocessing of one clip, on the CPU, in a decoding process.
@@ -66,7 +60,12 @@ class Encoder(Protocol):
         """
 
     def load(self, device: str) -> None:
-        """Read the weights onto ``device`` (``"cpu"``, ``"cuda:0"``)."""
+        """Read the weights and bring them onto ``device`` (``"cpu"``, ``"cuda:0"``). Called again with another device,
+        it brings them there.
+        """
 
-    def encode(self, batch: Sequence[Prepared]) -> list[Features]:
-        """Encode several clips at once; one :class:`Features` each, float32, in the order given."""
+    def encode(self, batch: Sequence[Prepared]) -> Sequence[Encoded]:
+        """Encode several clips at once, in the order given: float32 :class:`Features` each, or :class:`Segments`.
+
+        May be called by two threads at once.
+        """

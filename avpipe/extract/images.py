@@ -46,6 +46,51 @@ def fit(
     return resized if mode == "squash" else _middle(resized, size, fill)
 
 
+def augment(
+    frames: npt.NDArray[np.uint8],
+    size: tuple[int, int],
+    random: np.random.Generator,
+    *,
+    interpolation: str = "bicubic",
+    scale: tuple[float, float] = (0.5, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> npt.NDArray[np.uint8]:
+    """A random part of the pictures of one clip, the same in all of them, resized; mirrored in half of all cases.
+
+    torchvision's ``RandomResizedCrop`` and ``RandomHorizontalFlip``, with the scale that LAVIS trains on videos with
+    (``lavis/processors/alpro_processors.py``); LAVIS itself squashes frames to a square before.
+
+    Args:
+        frames: uint8 RGB ``(N, height, width, 3)``.
+        size: ``(height, width)`` wanted.
+        random: where chance comes from.
+        interpolation: ``"bicubic"`` or ``"bilinear"``, antialiased.
+        scale: share of the picture's area that is kept, from and to.
+        ratio: width by height of the part that is kept, from and to.
+    """
+    top, left, height, width = _random_part(frames.shape[1], frames.shape[2], random, scale, ratio)
+    cut = frames[:, top : top + height, left : left + width]
+    resized = np.stack(
+        [np.asarray(Image.fromarray(frame).resize(size[::-1], _FILTERS[interpolation])) for frame in cut]
+    )
+    return resized[:, :, ::-1] if random.random() < 0.5 else resized
+
+
+def _random_part(
+    height: int, width: int, random: np.random.Generator, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width: ten tries at a random part that fits, else the largest one in the middle."""
+    for _ in range(10):
+        area = height * width * random.uniform(*scale)
+        aspect = np.exp(random.uniform(*np.log(ratio)))
+        wide, high = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+        if 0 < wide <= width and 0 < high <= height:
+            return int(random.integers(height - high + 1)), int(random.integers(width - wide + 1)), high, wide
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    wide, high = min(width, max(1, round(height * aspect))), min(height, max(1, round(width / aspect)))
+    return (height - high) // 2, (width - wide) // 2, high, wide
+
+
 def _resized(height: int, width: int, size: tuple[int, int], mode: str) -> tuple[int, int]:
     """Height and width between resizing and cropping."""
     if mode == "squash":

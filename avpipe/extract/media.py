@@ -10,7 +10,53 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from avpipe.extract import sampling
 from avpipe.pipeline.errors import ClipError
+from avpipe.pipeline.features import Segments
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameRequest:
+    """The frames that an encoder wants, once plain and ``views`` times as training augments them.
+
+    Attributes:
+        sampling: a policy of :mod:`avpipe.extract.sampling`: ``"uniform"``, ``"headtail"``, ``"fps:2"`` ...
+        count: how many frames a view has; with ``fps:x``, how many at most.
+        views: augmented views beside the plain one.
+        view_sampling: policy for those; by default that of the plain view.
+    """
+
+    sampling: str
+    count: int
+    views: int = 0
+    view_sampling: str = ""
+
+    def __post_init__(self) -> None:
+        sampling.check(self.sampling)
+        sampling.check(self.view_sampling or self.sampling)
+        if self.count < 1:
+            raise ValueError(f"count: expected at least 1, got {self.count}")
+        if self.views < 0:
+            raise ValueError(f"views: expected at least 0, got {self.views}")
+
+    def choose(self, frame_pts_seconds: npt.NDArray[np.float64], seed: int) -> npt.NDArray[np.int64]:
+        """Which frames of a clip: those of the plain view, then those of each augmented one, equally many.
+
+        Args:
+            frame_pts_seconds: ``(N,)``, N >= 1: the time of every frame of the clip from the clip's start, ascending.
+            seed: of the clip: says what a policy that draws at random draws.
+
+        Returns:
+            Indices into them, ascending within a view; they repeat where the clip is short.
+        """
+        random = np.random.default_rng((seed, 0))
+        plain = sampling.choose(self.sampling, frame_pts_seconds, self.count, random)
+        policy = self.view_sampling or self.sampling
+        views = [plain]
+        for view in range(1, self.views + 1):
+            random = np.random.default_rng((seed, view))
+            views.append(sampling.choose(policy, frame_pts_seconds, len(plain), random))
+        return np.concatenate(views)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +80,17 @@ class AudioRequest:
             raise ValueError(f"downmix: expected 'mean' or 'first', got {self.downmix!r}")
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise ValueError(f"max_seconds: expected more than 0, got {self.max_seconds}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextRequest:
+    """The text that an encoder wants to read.
+
+    Attributes:
+        of: name of the feature set that holds it.
+    """
+
+    of: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,18 +138,22 @@ class Media:
     Attributes:
         frames: what each visual encoder asked for, by feature-set name; empty if there is no video.
         waveforms: what each audio encoder asked for, by feature-set name; empty if there is no audio.
-        duration_seconds: of the clip.
+        texts: what another feature set says about the clip, by the name of that set, for encoders that read.
+        duration_seconds: of the clip; 0 where only text was asked for.
+        seed: the clip's own, for whatever is drawn at random about it: the same in every run.
         notes: facts a user should know ("video cut short: ...").
     """
 
     frames: Mapping[str, Frames] = field(default_factory=dict)
     waveforms: Mapping[str, Waveform] = field(default_factory=dict)
-    duration_seconds: float
+    texts: Mapping[str, Segments] = field(default_factory=dict)
+    duration_seconds: float = 0.0
+    seed: int = 0
     notes: tuple[str, ...] = ()
 
 
 FrameSampler = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.int64]]
-"""``(frame_pts_seconds (N,)) -> indices``: which frames of a clip are wanted. See ``Encoder.sample``."""
+"""``(frame_pts_seconds (N,)) -> indices``: which frames of a clip are wanted. See ``FrameRequest``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,9 +2,21 @@
 
 Each takes the times of all frames of a clip and returns ascending indices into them. Where a clip has fewer frames than
 asked for, indices repeat: an encoder gets the number of frames that it counts on, and no clip is lost for being short.
+
+By name, as configurations write them::
+
+    uniform           the middle frame of each of n equal spans (TSN)
+    span_starts       the first frame of each of n equal spans (LAVIS's "uniform")
+    linspace          n frames at equal distances, first and last among them (MICap)
+    headtail          n / 2 at random from the first half, n / 2 from the second (LAVIS, for training)
+    consecutive:k     the middle stretch of n frames, every k-th (Video Swin's test clip: 32 frames, k = 2)
+    fps:x             x frames a second; of more than n, every so many-th
 """
 
 from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +83,88 @@ def per_second(frame_pts_seconds: Seconds, rate: float) -> Indices:
     times = first + np.arange(int((last - first) * rate + 1e-6) + 1) / rate
     indices: Indices = np.searchsorted(frame_pts_seconds, times + 1e-6, side="right") - 1
     return indices
+
+
+def headtail(frame_pts_seconds: Seconds, count: int, random: np.random.Generator) -> Indices:
+    """``count // 2`` distinct frames at random from the first half of the clip, the others from the second, in order.
+
+    What LAVIS samples for training (``lavis/datasets/data_utils.py``). LAVIS fails where a half has too few frames;
+    here frames repeat then.
+
+    Args:
+        frame_pts_seconds: ``(N,)``, ascending.
+        count: how many.
+        random: where chance comes from.
+    """
+    total = _check(frame_pts_seconds, count)
+    middle = total // 2
+    halves = [(0, max(1, middle), count // 2), (min(middle, total - 1), total, count - count // 2)]
+    drawn = [
+        start + random.choice(stop - start, number, replace=stop - start < number) for start, stop, number in halves
+    ]
+    return np.sort(np.concatenate(drawn)).astype(np.int64)
+
+
+def consecutive(frame_pts_seconds: Seconds, count: int, interval: int = 1) -> Indices:
+    """``count`` frames from the middle of the clip, one every ``interval`` frames.
+
+    The test clip of Video Swin and its kin (mmaction's ``SampleFrames`` in test mode, one clip). A clip that is too
+    short is stretched: its frames repeat.
+
+    Args:
+        frame_pts_seconds: ``(N,)``, ascending.
+        count: how many.
+        interval: from one to the next, in frames.
+    """
+    total = _check(frame_pts_seconds, count)
+    if interval < 1:
+        raise ValueError(f"interval: expected at least 1 frame, got {interval}")
+    if total < count * interval:
+        return np.arange(count) * total // count
+    return (total - count * interval) // 2 + interval * np.arange(count)
+
+
+_COUNTED: Mapping[str, Callable[[Seconds, int], Indices]] = {
+    "uniform": uniform,
+    "span_starts": span_starts,
+    "linspace": linspace,
+}
+_PATTERN = re.compile(r"uniform|span_starts|linspace|headtail|consecutive(:[1-9]\d*)?|fps:\d+(\.\d+)?")
+POLICIES = "uniform, span_starts, linspace, headtail, consecutive, consecutive:<interval>, fps:<rate>"
+
+
+def check(policy: str) -> str:
+    """The policy itself, if there is one of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not _PATTERN.fullmatch(policy) or (policy.startswith("fps:") and not float(policy[4:]) > 0):
+        raise ValueError(f"sampling: expected one of {POLICIES}; got {policy!r}")
+    return policy
+
+
+def choose(policy: str, frame_pts_seconds: Seconds, count: int, random: np.random.Generator) -> Indices:
+    """Frames by the policy of that name.
+
+    Args:
+        policy: see the module's text.
+        frame_pts_seconds: ``(N,)``, ascending.
+        count: how many; at most so many for ``fps:x``.
+        random: where chance comes from, for those that draw.
+
+    Raises:
+        ValueError: no such policy.
+    """
+    name, _, number = check(policy).partition(":")
+    if name == "headtail":
+        return headtail(frame_pts_seconds, count, random)
+    if name == "consecutive":
+        return consecutive(frame_pts_seconds, count, int(number or 1))
+    if name == "fps":
+        indices = per_second(frame_pts_seconds, float(number))
+        return indices[uniform(indices.astype(np.float64), count)] if len(indices) > count else indices
+    return _COUNTED[name](frame_pts_seconds, count)
 
 
 def _check(frame_pts_seconds: Seconds, count: int) -> int:

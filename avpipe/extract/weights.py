@@ -85,6 +85,19 @@ def resolve(weights: str, parts: Mapping[str, Sequence[str]], *, encoder: str) -
     return _from_hub(weights, parts, encoder)
 
 
+def find(weights: str, names: Sequence[str], *, encoder: str) -> WeightFiles:
+    """One weight file, known as the part ``"weights"``: a local file, or what a folder or a repository holds under one
+    of ``names``.
+
+    Raises:
+        MissingWeightsError: it is neither here nor to be had; the message says how to get it.
+    """
+    if Path(weights).suffix in FILE_SUFFIXES:
+        path = local_file(weights, encoder=encoder)
+        return WeightFiles(id=path.name, files={"weights": path})
+    return resolve(weights, {"weights": names}, encoder=encoder)
+
+
 def looks_local(weights: str) -> bool:
     """Whether ``weights`` means a path: it exists, or is written like one (``/x``, ``./x``, ``~/x``, ``x.pt``)."""
     path = Path(weights)

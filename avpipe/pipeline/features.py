@@ -1,5 +1,5 @@
 """Features and what they are: :class:`FeatureSpec` (an identity), :class:`Features` (arrays with their clock),
-:class:`Outcome` (what became of one clip).
+:class:`Segments` (timed text), :class:`Outcome` (what became of one clip).
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import numpy.typing as npt
 
 Modality = Literal["video", "audio", "text"]
 MODALITIES: tuple[Modality, ...] = ("video", "audio", "text")
-DISK_DTYPES = ("float16", "float32")
+DISK_DTYPES = ("float16", "float32", "text")
 STATUSES = ("ok", "failed", "skipped")
 
+_MAPPINGS = ("config", "weights", "preprocessing", "clock", "libraries", "source")
 _NAME = re.compile(r"[A-Za-z0-9_+=,@-][A-Za-z0-9_+=,@.-]*")
 
 
@@ -33,8 +34,8 @@ class FeatureSpec:
         name: of the feature set: its folder, and its key in configurations and batches.
         encoder: name of the encoder's module.
         modality: ``"video"``, ``"audio"`` or ``"text"``.
-        dim: width of a feature row.
-        dtype: on disk: ``"float16"`` or ``"float32"``.
+        dim: width of a feature row; 0 for text.
+        dtype: on disk: ``"float16"`` or ``"float32"``; ``"text"`` for a set of :class:`Segments`, which has no rows.
         config: the encoder's complete configuration (sampling, token policy, weights asked for ...), as JSON-ready
             values; enough to build the encoder again.
         weights: where the numbers came from: ``id``, and ``sha256`` of the file or ``random:<seed>``; empty for an
@@ -43,6 +44,9 @@ class FeatureSpec:
         clock: how rows lie in time: ``hop_seconds`` and ``window_seconds`` where they are constant, or how times are
             chosen; for people and plots. The exact time of each row is stored beside it.
         libraries: versions that change a number: decoder library, resampler.
+        source: of an encoder that reads another feature set's text: the ``name`` and ``fingerprint`` of that set.
+        views: how many views of each clip are stored: the plain one, and as many augmented ones as were asked for. The
+            rows of a clip are those of the plain view, then those of the first augmented one, and so on.
 
     The mappings are copied and made plain JSON values (a tuple becomes a list): a spec read back from disk equals the
     one that was written.
@@ -61,6 +65,8 @@ class FeatureSpec:
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     clock: Mapping[str, Any] = field(default_factory=dict)
     libraries: Mapping[str, str] = field(default_factory=dict)
+    source: Mapping[str, str] = field(default_factory=dict)
+    views: int = 1
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -71,12 +77,24 @@ class FeatureSpec:
             raise ValueError(
                 f"modality of {self.name!r}: expected one of {', '.join(MODALITIES)}, got {self.modality!r}"
             )
-        if self.dim < 1:
-            raise ValueError(f"dim of {self.name!r}: expected at least 1, got {self.dim}")
         if self.dtype not in DISK_DTYPES:
             raise ValueError(f"dtype of {self.name!r}: expected one of {', '.join(DISK_DTYPES)}, got {self.dtype!r}")
-        for key in ("config", "weights", "preprocessing", "clock", "libraries"):
+        if self.is_text and (self.dim, self.modality, self.views) != (0, "text", 1):
+            raise ValueError(
+                f"{self.name!r}: expected dim 0, modality 'text' and one view with dtype 'text', "
+                f"got {self.dim}, {self.modality!r} and {self.views}"
+            )
+        if not self.is_text and self.dim < 1:
+            raise ValueError(f"dim of {self.name!r}: expected at least 1, got {self.dim}")
+        if self.views < 1:
+            raise ValueError(f"views of {self.name!r}: expected at least 1, got {self.views}")
+        for key in _MAPPINGS:
             object.__setattr__(self, key, _plain(getattr(self, key), f"{key} of {self.name!r}"))
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the set holds :class:`Segments` instead of rows of numbers."""
+        return self.dtype == "text"
 
     @property
     def fingerprint(self) -> str:
@@ -97,8 +115,14 @@ class FeatureSpec:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, as JSON-ready values."""
+        """All fields that say something, as JSON-ready values. ``source`` and ``views`` say nothing where they are
+        empty and 1, so that the identity of most features does not depend on there being such fields.
+        """
         values = {f.name: getattr(self, f.name) for f in fields(self)}
+        if not self.source:
+            del values["source"]
+        if self.views == 1:
+            del values["views"]
         return {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
 
     @classmethod
@@ -134,6 +158,77 @@ class Features:
 
     def __repr__(self) -> str:
         return f"Features(data={self.data.dtype}{list(self.data.shape)})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A stretch of a clip and its text: what somebody says there, or what it sounds like.
+
+    Attributes:
+        start_seconds: from the clip's start.
+        stop_seconds: excluded; not before the start.
+        text: without white space around it; may be empty.
+        score: mean log-probability of a token (nats), where the model gives one.
+        flags: facts about the text, as JSON-ready values: ``no_speech_prob``, ``repetition``, ``language`` ... They
+            are kept as data: nothing is thrown away for looking like a hallucination.
+    """
+
+    start_seconds: float
+    stop_seconds: float
+    text: str
+    score: float | None = None
+    flags: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start_seconds <= self.stop_seconds < float("inf"):
+            raise ValueError(
+                f"segment: expected 0 <= start_seconds <= stop_seconds, got {self.start_seconds}, {self.stop_seconds}"
+            )
+        if self.text != self.text.strip():
+            raise ValueError(f"text: expected no white space around it, got {self.text!r}")
+        object.__setattr__(self, "flags", _plain(self.flags, "flags"))
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields that say something, as JSON-ready values."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {key: value for key, value in values.items() if value is not None and value != {}}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ValueError: a field is missing, unknown or not as described.
+        """
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"not a segment: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """What one encoder wrote about one clip: timed text. None at all if it had nothing to say.
+
+    Attributes:
+        items: by start time.
+    """
+
+    items: tuple[Segment, ...] = ()
+
+    def __post_init__(self) -> None:
+        starts = [segment.start_seconds for segment in self.items]
+        if starts != sorted(starts):
+            raise ValueError(f"segments: expected ascending start_seconds, got {starts}")
+
+    @property
+    def text(self) -> str:
+        """All texts, one space between them."""
+        return " ".join(segment.text for segment in self.items if segment.text)
+
+
+Encoded = Features | Segments
+"""What an encoder gives for one clip: rows of numbers, or text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 A feature set is a folder::
 
     spec.json     what the features are: a FeatureSpec and its fingerprint
-    00000.h5      a shard: the features of some clips (or 00000.tar)
+    00000.h5      a shard: the features of some clips (or 00000.tar; 00000.jsonl where the features are text)
     00000.json    its completion mark, written last: counts, size and sha256 of the shard, one outcome row a clip
 
 A shard counts only with its mark. Whatever else lies in the folder was left by a run that was killed, and is written
@@ -31,7 +31,7 @@ from avpipe.pipeline.files import bytes_text, leftovers, sha256, storage_errors,
 
 SPEC_FILE = "spec.json"
 _MARK_NAME = re.compile(r"\d{5,}\.json")
-_SHARD_NAME = re.compile(r"\d{5,}\.(h5|tar)")
+_SHARD_NAME = re.compile(r"\d{5,}\.(h5|tar|jsonl)")
 
 
 @dataclass(frozen=True, slots=True)

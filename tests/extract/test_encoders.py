@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +20,38 @@ from pydantic import ValidationError
 
 from avpipe.extract.encoder import Encoder
 from avpipe.extract.encoders import REGISTRY
-from avpipe.extract.media import Frames, Media
+from avpipe.extract.media import AudioRequest, FrameRequest, Frames, Media, TextRequest
 from avpipe.pipeline.errors import SkipClip
-from avpipe.pipeline.features import FeatureSpec
+from avpipe.pipeline.features import Encoded, Features, FeatureSpec, Segments
 
 from . import toys
 
 NAME = "the_set"
 
-SMALL: Mapping[str, Callable[[Path], dict[str, Any]]] = {
-    "colour_grid": lambda folder: {"frames": 4},
-    "clip_vit": lambda folder: {
-        "model": toys.open_clip_model(folder, "contract-ViT", toys.TINY_CLIP),
-        "weights": "random:1",
-        "frames": 4,
-    },
-    "ast": lambda folder: {"weights": str(toys.ast_folder(folder / "ast")), "tokens": "time", "padding": "drop"},
-}
-"""Settings that make an encoder small and free of downloads. One that is so by default needs none."""
+
+def small(name: str, folder: Path) -> dict[str, Any]:
+    """Settings that make an encoder small and free of downloads. One that is so by default needs none."""
+    try:
+        module = importlib.import_module(f"tests.extract.small.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"tests.extract.small.{name}":
+            raise
+        return {}
+    settings: dict[str, Any] = module.settings(folder)
+    return settings
+
 
 Build = Callable[..., Encoder]
+
+SAME_NUMBERS = ("batch_size",)
+"""Settings that change no feature."""
 
 
 @pytest.fixture(scope="module", params=REGISTRY.names())
 def build(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Build:
     """Builds the encoder under test, small; keywords change its configuration."""
     module = REGISTRY.load(request.param)
-    values = SMALL.get(request.param, lambda folder: {})(tmp_path_factory.mktemp(request.param))
+    values = small(request.param, tmp_path_factory.mktemp(request.param))
 
     def make(**changed: Any) -> Encoder:
         return module.Encoder(module.Config(**{**values, **changed}), NAME)
@@ -60,11 +67,32 @@ def encoder(build: Build) -> Encoder:
     return encoder
 
 
+def kind_of(encoder: Encoder) -> str:
+    """What it takes in: ``"video"``, ``"audio"`` or ``"text"``. A speech recogniser takes in audio and gives text."""
+    return {FrameRequest: "video", AudioRequest: "audio", TextRequest: "text"}[type(encoder.request)]
+
+
 def media_for(encoder: Encoder, **changed: Any) -> Media:
-    """A clip of 4 seconds: four frames of noise, or noise to hear."""
-    if encoder.spec.modality == "video":
-        return toys.clip(NAME, **{"video": toys.frames(4), **changed})
-    return toys.clip(NAME, **{"audio": toys.noise(4.0), **changed})
+    """A clip of 4 seconds: four frames of noise, or noise to hear, or something to read."""
+    kind = kind_of(encoder)
+    if kind == "video":
+        assert isinstance(encoder.request, FrameRequest)
+        default = toys.frames(4, views=1 + encoder.request.views)
+    elif kind == "audio":
+        assert isinstance(encoder.request, AudioRequest)
+        return toys.clip(NAME, **{"audio": toys.noise(4.0), "sample_rate": encoder.request.sample_rate, **changed})
+    else:
+        return toys.clip(NAME, **{"text": toys.text("a dog barks", "then it is quiet"), **changed})
+    return toys.clip(NAME, **{"video": default, **changed})
+
+
+def assert_same(first: Encoded, second: Encoded, atol: float = 0.0) -> None:
+    """Both say the same."""
+    if isinstance(first, Segments) or isinstance(second, Segments):
+        assert first == second
+        return
+    np.testing.assert_allclose(first.data, second.data, atol=atol, rtol=0)
+    np.testing.assert_array_equal(first.pts_seconds, second.pts_seconds)
 
 
 def test_spec_is_stable_and_survives_json(build: Build) -> None:
@@ -94,7 +122,7 @@ def test_fingerprint_follows_every_number_and_choice(build: Build) -> None:
                 fingerprint = build(**{key: other}).spec.fingerprint
             except ValidationError:  # a bound of the field: try the next value
                 continue
-            assert (fingerprint != encoder.spec.fingerprint) == (key != "batch_size"), key
+            assert (fingerprint != encoder.spec.fingerprint) == (key not in SAME_NUMBERS), key
             changed.append(key)
             break
     assert "batch_size" in changed
@@ -119,38 +147,66 @@ def test_encoder_pickles_after_construction(build: Build) -> None:
 
 
 def test_clip_without_the_modality_is_skipped(encoder: Encoder) -> None:
-    other = toys.clip(NAME, audio=toys.noise(1.0)) if encoder.audio is None else toys.clip(NAME, video=toys.frames(2))
+    kind = kind_of(encoder)
+    other = toys.clip(NAME, video=toys.frames(2)) if kind != "video" else toys.clip(NAME, audio=toys.noise(1.0))
     with pytest.raises(SkipClip) as skipped:
         encoder.prepare(other)
-    assert skipped.value.kind == f"no_{encoder.spec.modality}"
+    assert skipped.value.kind == f"no_{kind}"
 
 
-def test_modality_says_what_is_asked_for(encoder: Encoder) -> None:
-    assert (encoder.audio is None) == (encoder.spec.modality == "video")
-    if encoder.audio is not None:
-        assert len(encoder.sample(np.arange(10.0))) == 0
-        assert encoder.audio.sample_rate >= 8000
+def test_modality_says_what_comes_out(encoder: Encoder) -> None:
+    assert encoder.spec.modality in ("text", kind_of(encoder))
+    if isinstance(encoder.request, AudioRequest):
+        assert encoder.request.sample_rate >= 8000
 
 
 @settings(deadline=None, max_examples=40)
-@given(count=st.integers(1, 100))
-def test_sample_gives_ascending_indices(encoder: Encoder, count: int) -> None:
-    chosen = encoder.sample(np.arange(count) / 25)
+@given(count=st.integers(1, 100), seed=st.integers(0, 2**64 - 1))
+def test_frames_that_are_asked_for_exist(encoder: Encoder, count: int, seed: int) -> None:
+    if not isinstance(encoder.request, FrameRequest):
+        return
+    chosen = encoder.request.choose(np.arange(count) / 25, seed)
     assert chosen.dtype == np.int64
-    assert np.all(np.diff(chosen) >= 0)
     assert np.all((chosen >= 0) & (chosen < count))
-    assert (len(chosen) > 0) == (encoder.spec.modality == "video")
+    for view in np.split(chosen, 1 + encoder.request.views):
+        assert len(view) >= 1
+        assert np.all(np.diff(view) >= 0)
 
 
 def test_features_are_what_the_spec_says(encoder: Encoder) -> None:
     media = media_for(encoder)
     (features,) = encoder.encode([encoder.prepare(media)])
+    assert isinstance(features, Segments) == encoder.spec.is_text
+    if isinstance(features, Segments):
+        assert all(segment.stop_seconds <= media.duration_seconds + 0.1 for segment in features.items)
+        return
     assert features.data.dtype == np.float32
     assert features.data.shape[1] == encoder.spec.dim
     assert features.pts_seconds.dtype == np.float64
-    assert np.all(np.diff(features.pts_seconds) >= 0)
     assert features.pts_seconds[0] >= 0
-    assert features.pts_seconds[-1] <= media.duration_seconds
+    assert features.pts_seconds.max() <= media.duration_seconds
+
+
+def test_views_follow_the_plain_one(build: Build) -> None:
+    plain = build()
+    if not hasattr(plain.config, "views"):  # type: ignore[attr-defined]
+        return
+    viewed = build(views=2)
+    assert (plain.spec.views, viewed.spec.views) == (1, 3)
+    for encoder in (plain, viewed):
+        encoder.load("cpu")
+    media = media_for(viewed)
+    (alone,) = plain.encode([plain.prepare(media_for(plain))])
+    (features,) = viewed.encode([viewed.prepare(media)])
+    assert isinstance(alone, Features)
+    assert isinstance(features, Features)
+    views = np.split(features.data, 3)
+    np.testing.assert_allclose(views[0], alone.data, atol=1e-5)
+    assert not np.allclose(views[1], views[2], atol=1e-3)
+    assert_same(features, viewed.encode([viewed.prepare(media)])[0])
+    (other,) = viewed.encode([viewed.prepare(replace(media, seed=1))])
+    assert isinstance(other, Features)
+    assert not np.allclose(np.split(other.data, 3)[1], views[1], atol=1e-3)
 
 
 def test_encode_is_deterministic(build: Build, encoder: Encoder) -> None:
@@ -158,18 +214,29 @@ def test_encode_is_deterministic(build: Build, encoder: Encoder) -> None:
     again.load("cpu")
     media = media_for(encoder)
     (first,), (second,) = encoder.encode([encoder.prepare(media)]), again.encode([again.prepare(media)])
-    np.testing.assert_array_equal(first.data, second.data)
+    assert_same(first, second)
+
+
+def test_loading_again_changes_nothing(build: Build, encoder: Encoder) -> None:
+    again = build()
+    again.load("cpu")
+    again.load("cpu")
+    media = media_for(encoder)
+    assert_same(encoder.encode([encoder.prepare(media)])[0], again.encode([again.prepare(media)])[0])
 
 
 def test_a_batch_gives_what_its_clips_give_alone(encoder: Encoder) -> None:
-    if encoder.spec.modality == "video":
-        medias = [media_for(encoder, video=toys.frames(count, seed=count)) for count in (4, 1, 3)]
-    else:
+    kind = kind_of(encoder)
+    if isinstance(encoder.request, FrameRequest):
+        views = 1 + encoder.request.views
+        medias = [media_for(encoder, video=toys.frames(count, seed=count, views=views)) for count in (4, 1, 3)]
+    elif kind == "audio":
         medias = [media_for(encoder, audio=toys.noise(seconds, seed=1)) for seconds in (4.0, 0.5, 2.0)]
+    else:
+        medias = [media_for(encoder, text=toys.text(*texts)) for texts in (("a dog barks",), (), ("rain", "a car"))]
     prepared = [encoder.prepare(media) for media in medias]
     for together, alone in zip(encoder.encode(prepared), map(encoder.encode, ([one] for one in prepared)), strict=True):
-        np.testing.assert_allclose(together.data, alone[0].data, atol=1e-5)
-        np.testing.assert_array_equal(together.pts_seconds, alone[0].pts_seconds)
+        assert_same(together, alone[0], atol=1e-5)
 
 
 ONE_PIXEL = Frames(data=np.full((1, 1, 1, 3), 200, np.uint8), pts_seconds=np.zeros(1))
@@ -187,25 +254,43 @@ HARD: Mapping[str, Mapping[str, Any]] = {
         "constant": np.ones(toys.SAMPLE_RATE, np.float32),
         "overshoot": toys.tone(1.0, level=1.6),
     },
+    "text": {
+        "nothing": toys.text(),
+        "an empty line": toys.text(""),
+        "no word": toys.text("?!"),
+        "another script": toys.text("\u4e00\u53ea\u72d7"),
+        "a book": toys.text("word " * 5000 + "end"),
+    },
 }
 
 
 def test_hard_input_gives_finite_rows(encoder: Encoder) -> None:
-    modality = encoder.spec.modality
-    for what, given_ in HARD[modality].items():
-        (features,) = encoder.encode([encoder.prepare(media_for(encoder, **{modality: given_}))])
+    kind = kind_of(encoder)
+    for what, given_ in HARD[kind].items():
+        (features,) = encoder.encode([encoder.prepare(media_for(encoder, **{kind: given_}))])
+        if isinstance(features, Segments):
+            continue
         assert features.data.shape[0] >= 1, what
         assert np.all(np.isfinite(features.data.astype(np.float16))), what  # as they lie on disk
         assert np.all(np.isfinite(features.pts_seconds)), what
 
 
 def test_what_comes_later_has_later_times(encoder: Encoder) -> None:
+    kind = kind_of(encoder)
+    if kind == "text":
+        return
     video = toys.frames(4)
-    if encoder.audio is None:
+    if kind == "video":
         shifted = media_for(encoder, video=Frames(data=video.data, pts_seconds=video.pts_seconds + 0.25))
     else:
         shifted = media_for(encoder, start_seconds=0.25)
     (late,), (early,) = (encoder.encode([encoder.prepare(media)]) for media in (shifted, media_for(encoder)))
+    if isinstance(late, Segments) or isinstance(early, Segments):
+        assert isinstance(late, Segments)
+        assert isinstance(early, Segments)
+        for segment, before in zip(late.items, early.items, strict=True):
+            assert segment.start_seconds - before.start_seconds == pytest.approx(0.25)
+        return
     np.testing.assert_allclose(late.pts_seconds - early.pts_seconds, 0.25)
     np.testing.assert_array_equal(late.data, early.data)
 
@@ -216,9 +301,10 @@ def pickled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pairs = []
     for name in REGISTRY.names():
         module = REGISTRY.load(name)
-        values = SMALL.get(name, lambda folder: {})(tmp_path_factory.mktemp(name))
+        values = small(name, tmp_path_factory.mktemp(name))
         encoder = module.Encoder(module.Config(**values), NAME)
-        pairs.append((encoder, media_for(encoder)))
+        if kind_of(encoder) != "text":  # who reads is not decoded for
+            pairs.append((encoder, media_for(encoder)))
     path = tmp_path_factory.mktemp("pickled") / "encoders.pickle"
     path.write_bytes(pickle.dumps(pairs))
     return path
@@ -229,11 +315,14 @@ def test_decoding_processes_do_without_torch(pickled: Path) -> None:
         "import pickle, sys\n"
         "import numpy as np\n"
         f"for encoder, media in pickle.loads(open({str(pickled)!r}, 'rb').read()):\n"
-        "    encoder.sample(np.arange(9.0)), encoder.prepare(media)\n"
+        "    encoder.request, encoder.prepare(media)\n"
         "    print(encoder.spec.encoder, 'torch' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split("\n")[:-1] == [f"{name} False" for name in REGISTRY.names()]
+    found = dict(line.split() for line in done.stdout.splitlines())
+    assert set(found) <= set(REGISTRY.names())
+    assert len(found) > 3
+    assert set(found.values()) == {"False"}
 
 
 def test_names_are_those_of_the_modules() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from avpipe.extract.media import Frames, Media, Waveform
+from avpipe.pipeline.features import Segment, Segments
 
 SAMPLE_RATE = 16000
 
@@ -48,10 +49,22 @@ TINY_AST = {
 """Of 2.6 s of sound: 12 x 25 patches."""
 
 
-def frames(count: int, *, height: int = 36, width: int = 48, seconds: float = 4.0, seed: int = 0) -> Frames:
-    """Noise, at equal distances in time."""
+def frames(
+    count: int, *, height: int = 36, width: int = 48, seconds: float = 4.0, seed: int = 0, views: int = 1
+) -> Frames:
+    """Noise, at equal distances in time; the same frames in every view."""
     data = np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
-    return Frames(data=data, pts_seconds=np.arange(count) * seconds / count)
+    pts_seconds = np.arange(count) * seconds / count
+    return Frames(data=np.concatenate([data] * views), pts_seconds=np.concatenate([pts_seconds] * views))
+
+
+def text(*sentences: str) -> Segments:
+    """Sentences of one second each."""
+    return Segments(
+        tuple(
+            Segment(start_seconds=float(i), stop_seconds=i + 1.0, text=sentence) for i, sentence in enumerate(sentences)
+        )
+    )
 
 
 def noise(seconds: float, *, level: float = 0.1, seed: int = 0) -> npt.NDArray[np.float32]:
@@ -72,14 +85,17 @@ def clip(
     *,
     video: Frames | None = None,
     audio: npt.NDArray[np.float32] | None = None,
+    text: Segments | None = None,
+    sample_rate: int = SAMPLE_RATE,
     start_seconds: float = 0.0,
     duration_seconds: float = 4.0,
 ) -> Media:
-    """A decoded clip for the feature set ``name``."""
-    waveform = None if audio is None else Waveform(data=audio, sample_rate=SAMPLE_RATE, start_seconds=start_seconds)
+    """A decoded clip for the feature set ``name``. Sound is taken for sound at ``sample_rate``, whatever it was."""
+    waveform = None if audio is None else Waveform(data=audio, sample_rate=sample_rate, start_seconds=start_seconds)
     return Media(
         frames={name: video} if video else {},
         waveforms={name: waveform} if waveform else {},
+        texts={name: text} if text is not None else {},
         duration_seconds=duration_seconds,
     )
 

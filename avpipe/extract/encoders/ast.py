@@ -26,9 +26,9 @@ from pydantic import Field
 
 from avpipe.extract import fbank, weights
 from avpipe.extract.encoder import Prepared
-from avpipe.extract.encoders._media import no_frames, waveform_of
+from avpipe.extract.encoders._config import DeviceConfig
+from avpipe.extract.encoders._media import waveform_of
 from avpipe.extract.media import AudioRequest, Media
-from avpipe.pipeline import config as base
 from avpipe.pipeline.errors import CheckpointError
 from avpipe.pipeline.features import Features, FeatureSpec
 
@@ -44,7 +44,7 @@ PARTS = {
 }
 
 
-class Config(base.Config):
+class Config(DeviceConfig):
     """Configuration of AST."""
 
     weights: str = "MIT/ast-finetuned-audioset-10-10-0.4593"
@@ -59,9 +59,6 @@ class Config(base.Config):
     padding: Literal["keep", "drop"] = "keep"
     """What to do with the time steps behind the end of the sound. ``keep``: every clip has all rows, as the authors'
     network gives them; ``drop``: they are left out (the network has seen the zeros all the same)."""
-
-    precision: Literal["bf16", "float32"] = "bf16"
-    """``bf16``: mixed precision on GPUs that have it; float32 everywhere else."""
 
     batch_size: int = Field(default=16, ge=1)
     """Clips at once. Changes no feature."""
@@ -167,12 +164,8 @@ class Encoder:
         self._model: torch.nn.Module | None = None
         self._device = "cpu"
 
-    def sample(self, frame_pts_seconds: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-        """No frames: it listens, it does not look."""
-        return no_frames()
-
     @property
-    def audio(self) -> AudioRequest:
+    def request(self) -> AudioRequest:
         """The waveform it wants."""
         return AudioRequest(sample_rate=self.geometry.sample_rate, max_seconds=self.geometry.max_seconds)
 
@@ -195,8 +188,10 @@ class Encoder:
         Raises:
             CheckpointError: the file does not fit the model.
         """
-        self._device = device
-        self._model = (_random(self.seed) if self.files is None else _pretrained(self.files)).eval().to(device)
+        from avpipe.extract.encoders._device import ready
+
+        model = self._model or (_random(self.seed) if self.files is None else _pretrained(self.files))
+        self._model, self._device = ready(model, device, compile=self.config.compile), device
 
     def encode(self, batch: Sequence[Prepared]) -> list[Features]:
         """Tokens of each clip, float32."""
@@ -216,14 +211,13 @@ class Encoder:
         """``(B, max_frames, mels)`` -> last hidden state ``(B, 2 + mel_steps * time_steps, dim)``."""
         import torch
 
-        from avpipe.extract.encoders._device import mixed_precision
+        from avpipe.extract.encoders._device import download, mixed_precision, upload
 
         if self._model is None:
             raise RuntimeError("encode: called before load")
         with torch.inference_mode(), mixed_precision(self._device, self.config.precision):
-            hidden = self._model(torch.from_numpy(spectrograms).to(self._device)).last_hidden_state
-        states: npt.NDArray[np.float32] = hidden.float().cpu().numpy()
-        return states
+            hidden = self._model(upload(spectrograms, self._device)).last_hidden_state
+            return download(hidden)
 
     def _chosen(self, tokens: npt.NDArray[np.float32], num_frames: int, start_seconds: float) -> Features:
         """The rows that are wanted of one clip, ``(tokens, dim)``, and their times."""

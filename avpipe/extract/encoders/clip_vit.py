@@ -12,7 +12,8 @@ only the image tower is built: text towers from the Hub would want the network.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +22,9 @@ from pydantic import Field
 from avpipe.extract import images
 from avpipe.extract.encoder import Prepared
 from avpipe.extract.encoders import _open_clip
-from avpipe.extract.encoders._media import Sampling, choose, frames_of
-from avpipe.extract.media import AudioRequest, Media
-from avpipe.pipeline import config as base
+from avpipe.extract.encoders._config import DeviceConfig, FrameConfig
+from avpipe.extract.encoders._media import pictures_of
+from avpipe.extract.media import FrameRequest, Media
 from avpipe.pipeline.features import Features, FeatureSpec
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ FRAMES_AT_ONCE = 256
 """In one forward pass, whatever the batch: bounds memory on the device."""
 
 
-class Config(base.Config):
+class Config(FrameConfig, DeviceConfig):
     """Configuration of an image tower."""
 
     model: str | None = None
@@ -43,22 +44,10 @@ class Config(base.Config):
     """A pretrained tag of open_clip (``openai``), ``hf-hub:org/name`` or ``hf-hub:org/name@revision``, a local file, a
     local folder with open_clip_config.json, or ``random`` (``random:<seed>``) for tests and benchmarks."""
 
-    frames: int = Field(default=8, ge=1)
-    """Frames a clip."""
-
-    sampling: Sampling = "uniform"
-    """How frames are chosen: a function of ``avpipe.extract.sampling``."""
-
     tokens: str = Field(default="all", pattern=r"^(all|mean|cls|embedding|grid:[1-9]\d*)$")
     """Rows of each frame. ``all``: the tokens of the last layer after the final norm, CLS first where there is one,
     then patches row by row; ``mean``: the mean patch; ``grid:k``: patches averaged to k x k; ``cls``: one pooled vector
     before CLIP's projection; ``embedding``: the image embedding in the space shared with text (not normalised)."""
-
-    precision: Literal["bf16", "float32"] = "bf16"
-    """``bf16``: mixed precision on GPUs that have it; float32 everywhere else."""
-
-    batch_size: int = Field(default=8, ge=1)
-    """Clips at once. Changes no feature."""
 
 
 class Encoder:
@@ -83,33 +72,29 @@ class Encoder:
                 "frames": config.frames,
                 "rows_per_frame": rows,
             },
+            views=1 + config.views,
         )
         self._visual: torch.nn.Module | None = None
         self._device = "cpu"
 
-    def sample(self, frame_pts_seconds: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-        """Which frames of a clip it wants."""
-        return choose(self.config.sampling, frame_pts_seconds, self.config.frames)
-
     @property
-    def audio(self) -> AudioRequest | None:
-        """None: it looks, it does not listen."""
-        return None
+    def request(self) -> FrameRequest:
+        """The frames it wants."""
+        return self.config.request()
 
     def prepare(self, media: Media) -> Prepared:
-        """``pixels`` uint8 ``(num_frames, height, width, 3)``, resized and cropped, and ``pts_seconds``.
+        """``pixels`` uint8 ``(views * num_frames, height, width, 3)``, resized and cropped, and ``pts_seconds``.
 
         Raises:
             SkipClip: the clip has no video.
             ClipError: a frame is too narrow to be resized.
         """
-        frames = frames_of(media, self.spec.name)
         how = self.tower.preprocessing
-        pixels = [
-            images.fit(frame, how.size, mode=how.resize_mode, interpolation=how.interpolation, fill=how.fill_color)
-            for frame in frames.data
-        ]
-        return {"pixels": np.stack(pixels), "pts_seconds": frames.pts_seconds}
+        fit = partial(
+            images.fit, size=how.size, mode=how.resize_mode, interpolation=how.interpolation, fill=how.fill_color
+        )
+        found = pictures_of(media, self.spec.name, self.request, fit, how.size, interpolation=how.interpolation)
+        return {"pixels": found.pixels, "pts_seconds": found.pts_seconds}
 
     def load(self, device: str) -> None:
         """Build the tower and read its weights onto ``device``.
@@ -117,35 +102,35 @@ class Encoder:
         Raises:
             CheckpointError: the file does not fit the model.
         """
-        self._device = device
-        self._visual = _open_clip.load(self.tower, self.config.tokens).to(device)
+        from avpipe.extract.encoders._device import ready
+
+        visual = self._visual or _open_clip.load(self.tower, self.config.tokens)
+        self._visual, self._device = ready(visual, device, compile=self.config.compile), device
 
     def encode(self, batch: Sequence[Prepared]) -> list[Features]:
-        """Tokens of each clip, float32 ``(num_frames * rows_per_frame, dim)``."""
-        import torch
-
+        """Tokens of each clip, float32 ``(views * num_frames * rows_per_frame, dim)``."""
         counts = [len(clip["pixels"]) for clip in batch]
-        pixels = torch.from_numpy(np.concatenate([clip["pixels"] for clip in batch]))
-        with torch.inference_mode():
-            parts = [self._forward(part) for part in torch.split(pixels, FRAMES_AT_ONCE)]
-        rows = torch.cat(parts)  # (frames, rows_per_frame, dim)
+        pixels = np.concatenate([clip["pixels"] for clip in batch])
+        parts = [self._forward(pixels[i : i + FRAMES_AT_ONCE]) for i in range(0, len(pixels), FRAMES_AT_ONCE)]
+        rows = np.concatenate(parts)  # (frames, rows_per_frame, dim)
         features = []
-        for clip, tokens in zip(batch, torch.split(rows, counts), strict=True):
+        for clip, tokens in zip(batch, np.split(rows, np.cumsum(counts)[:-1]), strict=True):
             pts = np.repeat(clip["pts_seconds"].astype(np.float64), tokens.shape[1])
-            features.append(Features(data=tokens.flatten(0, 1).numpy(), pts_seconds=pts))
+            features.append(Features(data=tokens.reshape(-1, tokens.shape[-1]), pts_seconds=pts))
         return features
 
-    def _forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 ``(F, H, W, 3)`` -> float32 ``(F, rows, dim)`` on the CPU."""
-        from avpipe.extract.encoders._device import mixed_precision
+    def _forward(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """``(F, H, W, 3)`` -> ``(F, rows, dim)``."""
+        import torch
+
+        from avpipe.extract.encoders._device import download, mixed_precision, upload
 
         if self._visual is None:
             raise RuntimeError("encode: called before load")
         how = self.tower.preprocessing
-        normalised = normalise(pixels.to(self._device), how.mean, how.std)
-        with mixed_precision(self._device, self.config.precision):
-            tokens = _open_clip.tokens_of(self._visual, normalised, self.config.tokens)
-        return tokens.float().cpu()
+        with torch.inference_mode(), mixed_precision(self._device, self.config.precision):
+            normalised = normalise(upload(pixels, self._device), how.mean, how.std)
+            return download(_open_clip.tokens_of(self._visual, normalised, self.config.tokens))
 
 
 def normalise(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:

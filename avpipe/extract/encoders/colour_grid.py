@@ -24,9 +24,9 @@ from PIL import Image
 from pydantic import Field
 
 from avpipe.extract.encoder import Prepared
-from avpipe.extract.encoders._media import Sampling, choose, frames_of
-from avpipe.extract.media import AudioRequest, Media
-from avpipe.pipeline import config as base
+from avpipe.extract.encoders._config import BatchConfig, Sampling
+from avpipe.extract.encoders._media import frames_of
+from avpipe.extract.media import FrameRequest, Media
 from avpipe.pipeline.features import Features, FeatureSpec
 
 CELL = 8
@@ -40,14 +40,14 @@ CHANGE_SCALE = 0.1
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 
 
-class Config(base.Config):
+class Config(BatchConfig):
     """Configuration of the colour grid."""
 
     frames: int = Field(default=32, ge=1)
     """Frames a clip."""
 
     sampling: Sampling = "uniform"
-    """How frames are chosen: a function of ``avpipe.extract.sampling``."""
+    """How frames are chosen: a policy of ``avpipe.extract.sampling``."""
 
     grid: int = Field(default=8, ge=2, le=32, multiple_of=2)
     """Cells along each side of the colour raster; the edge raster has half as many."""
@@ -81,14 +81,10 @@ class Encoder:
             clock={"rows": "one a frame", "sampling": config.sampling, "frames": config.frames},
         )
 
-    def sample(self, frame_pts_seconds: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-        """Which frames of a clip it wants."""
-        return choose(self.config.sampling, frame_pts_seconds, self.config.frames)
-
     @property
-    def audio(self) -> AudioRequest | None:
-        """None: it looks, it does not listen."""
-        return None
+    def request(self) -> FrameRequest:
+        """The frames it wants."""
+        return FrameRequest(sampling=self.config.sampling, count=self.config.frames)
 
     def prepare(self, media: Media) -> Prepared:
         """The whole work: ``data`` float32 ``(num_frames, dim)`` and ``pts_seconds``.

@@ -12,14 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from avpipe.extract import fbank
 from avpipe.extract.encoder import Prepared
-from avpipe.extract.encoders._media import no_frames, waveform_of
+from avpipe.extract.encoders._config import BatchConfig
+from avpipe.extract.encoders._media import waveform_of
 from avpipe.extract.media import AudioRequest, Media
-from avpipe.pipeline import config as base
 from avpipe.pipeline.features import Features, FeatureSpec
 
 HOP_SECONDS, WINDOW_SECONDS = 0.010, 0.025
@@ -33,7 +32,7 @@ ONSET_SCALE = 2.0
 """In natural logarithms of energy: silence comes out at -1.6, a full-scale sine at about 3.5."""
 
 
-class Config(base.Config):
+class Config(BatchConfig):
     """Configuration of the log-mel rows."""
 
     sample_rate: int = Field(default=16000, ge=8000)
@@ -77,12 +76,8 @@ class Encoder:
             },
         )
 
-    def sample(self, frame_pts_seconds: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-        """No frames: it listens, it does not look."""
-        return no_frames()
-
     @property
-    def audio(self) -> AudioRequest:
+    def request(self) -> AudioRequest:
         """The waveform it wants."""
         return AudioRequest(sample_rate=self.config.sample_rate, max_seconds=self.config.max_seconds)
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from avpipe.pipeline.errors import CorruptShardError, FingerprintError, StoreError
-from avpipe.pipeline.features import STATUSES, Features, Outcome
+from avpipe.pipeline.features import STATUSES, Features, Outcome, Segments
 from avpipe.pipeline.shards import Mark, marks, read_spec, size_fault
 from avpipe.pipeline.store._formats import open_reader
 from avpipe.pipeline.store._rows import Reader
+from avpipe.pipeline.store._text import TextReader
 
 MAX_OPEN_FILES = 64
 """Per feature set and process. Many systems allow a process 1,024 files in all."""
@@ -51,6 +52,7 @@ class FeatureSet:
                 if outcome.status == "ok":
                     self._shard_of[outcome.clip_id] = number
         self._readers: dict[int, Reader] = {}
+        self._texts: dict[int, TextReader] = {}
         self._open: deque[Reader] = deque()
 
     @property
@@ -79,21 +81,42 @@ class FeatureSet:
         return [clip_id for clip_id in clip_ids if clip_id not in self._outcomes]
 
     def num_rows(self, clip_id: str) -> int:
-        """How many rows a clip has, without reading them.
+        """How many rows a view of a clip has, without reading them.
 
         Raises:
             StoreError: as :meth:`read`.
         """
         return self._reader(clip_id).num_rows(clip_id)
 
-    def read(self, clip_id: str) -> Features:
+    def read(self, clip_id: str, view: int = 0) -> Features:
         """The features of one clip, in the type that they have on disk.
 
+        Args:
+            clip_id: of the clip.
+            view: which one of ``spec.views``; 0 is the plain one.
+
         Raises:
-            StoreError: the clip has no features; the message says why.
+            StoreError: the clip has no features, or not that view, or the set holds text; the message says why.
             CorruptShardError: its shard is damaged.
         """
-        return self._reader(clip_id).read(clip_id)
+        return self._reader(clip_id).read(clip_id, view)
+
+    def segments(self, clip_id: str) -> Segments:
+        """The text of one clip, from a set that holds text.
+
+        Raises:
+            StoreError: the clip has no text, or the set holds rows of numbers.
+            CorruptShardError: its shard is damaged.
+        """
+        if not self.spec.is_text:
+            raise StoreError(f"{self.folder} holds rows of {self.spec.dtype}, no text: read them with read()")
+        number = self._number(clip_id)
+        reader = self._texts.get(number)
+        if reader is None:
+            opened = self._opened(self._marks[number])
+            assert isinstance(opened, TextReader)
+            reader = self._texts[number] = opened
+        return reader.segments(clip_id)
 
     def stream(self, seed: int | None = None) -> Iterator[tuple[str, Features]]:
         """Every clip with its features, one shard after the other: for slow disks, where order matters.
@@ -142,26 +165,35 @@ class FeatureSet:
         )
 
     def _reader(self, clip_id: str) -> Reader:
-        number = self._shard_of.get(clip_id)
-        if number is None:
-            raise StoreError(f"{self.folder} has no features of clip {clip_id!r}: {self._why_not(clip_id)}")
+        if self.spec.is_text:
+            raise StoreError(f"{self.folder} holds text, no rows of numbers: read it with segments()")
+        number = self._number(clip_id)
         reader = self._readers.get(number)
         if reader is None:
-            reader = self._readers[number] = self._new_reader(self._marks[number])
+            opened = self._opened(self._marks[number])
+            assert isinstance(opened, Reader)
+            opened.release()  # counted when it is opened to read
+            reader = self._readers[number] = opened
         if not reader.is_open:  # the read that follows opens it
             self._open.append(reader)
             if len(self._open) > MAX_OPEN_FILES:
                 self._open.popleft().release()
         return reader
 
-    def _new_reader(self, mark: Mark) -> Reader:
+    def _number(self, clip_id: str) -> int:
+        """Of the shard that holds a clip."""
+        number = self._shard_of.get(clip_id)
+        if number is None:
+            raise StoreError(f"{self.folder} has no features of clip {clip_id!r}: {self._why_not(clip_id)}")
+        return number
+
+    def _opened(self, mark: Mark) -> Reader | TextReader:
         reader = open_reader(self.folder / mark.file)
         if reader.spec.fingerprint != mark.fingerprint:
             raise CorruptShardError(
                 f"{reader.path} holds features {reader.spec.fingerprint}, its mark says {mark.fingerprint}. "
                 f"Remove both, then `avpipe extract` writes the shard again"
             )
-        reader.release()  # counted when it is opened to read
         return reader
 
     def _why_not(self, clip_id: str) -> str:

@@ -118,6 +118,11 @@ class Writer:
                 f"features of {clip_id!r} for {self.spec.name!r}: expected rows of width {self.spec.dim}, "
                 f"got shape {features.data.shape}"
             )
+        if features.data.shape[0] % self.spec.views:
+            raise ValueError(
+                f"features of {clip_id!r} for {self.spec.name!r}: expected equally many rows for each of "
+                f"{self.spec.views} views, got {features.data.shape[0]} rows"
+            )
         rows = _to_disk(features, self._dtype)
         with storage_errors(self.path):
             write_all(self._rows, rows.reshape(-1).view(np.uint8).data, self._size)
@@ -202,28 +207,34 @@ class Reader:
         return self._file is not None
 
     def num_rows(self, clip_id: str) -> int:
-        """How many rows a clip has, without reading them.
+        """How many rows a view of a clip has, without reading them.
 
         Raises:
             StoreError: no such clip.
         """
-        return int(self._index.num_rows[self._locate(clip_id)])
+        return int(self._index.num_rows[self._locate(clip_id)]) // self.spec.views
 
-    def read(self, clip_id: str) -> Features:
+    def read(self, clip_id: str, view: int = 0) -> Features:
         """The features of one clip, in the type that they have on disk.
 
+        Args:
+            clip_id: of the clip.
+            view: which one of ``spec.views``; 0 is the plain one.
+
         Raises:
-            StoreError: no such clip, or the file cannot be read.
+            StoreError: no such clip or view, or the file cannot be read.
             CorruptShardError: the file ends before the clip does.
         """
         i = self._locate(clip_id)
-        rows = int(self._index.num_rows[i])
+        if not 0 <= view < self.spec.views:
+            raise StoreError(f"{self.path} holds {self.spec.views} views of each clip; there is no view {view}")
+        rows = int(self._index.num_rows[i]) // self.spec.views
         data = np.empty((rows, self._index.spec.dim), self._dtype)
         pts_seconds = np.empty(rows, TIME_DTYPE)
         with storage_errors(self.path, "read"):
             file = self._file or _OpenFile(self.path)
-            self._fill(file, data, int(self._index.data_offsets[i]))
-            self._fill(file, pts_seconds, int(self._index.pts_offsets[i]))
+            self._fill(file, data, int(self._index.data_offsets[i]) + view * data.nbytes)
+            self._fill(file, pts_seconds, int(self._index.pts_offsets[i]) + view * pts_seconds.nbytes)
         self._file = file
         return Features(data=data, pts_seconds=pts_seconds)
 

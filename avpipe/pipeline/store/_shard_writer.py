@@ -8,10 +8,11 @@ from types import TracebackType
 from typing import Self
 
 from avpipe.pipeline.errors import ClipError
-from avpipe.pipeline.features import Features, FeatureSpec, Outcome
+from avpipe.pipeline.features import Encoded, FeatureSpec, Outcome, Segments
 from avpipe.pipeline.files import sha256, storage_errors, sweep
 from avpipe.pipeline.shards import Mark, ShardPlan
-from avpipe.pipeline.store._formats import FORMATS, open_writer
+from avpipe.pipeline.store._formats import open_writer, suffix_of, suffixes
+from avpipe.pipeline.store._text import TextWriter
 
 
 class ShardWriter:
@@ -43,26 +44,26 @@ class ShardWriter:
 
     def __init__(self, folder: Path, plan: ShardPlan, spec: FeatureSpec, format: str = "hdf5") -> None:
         self.folder, self.plan, self.spec, self.format = folder, plan, spec, format
-        self._path = folder / f"{plan.name}{FORMATS.load(format).SUFFIX}"
+        self._path = folder / f"{plan.name}{suffix_of(format, spec)}"
         self._planned = frozenset(plan.clip_ids)
         self._outcomes: dict[str, Outcome] = {}
         for path in self._files():
             sweep(path)
         self._writer = open_writer(format, self._path, spec, plan.clip_ids)
 
-    def add(self, clip_id: str, features: Features, *, notes: Sequence[str] = (), seconds: float = 0.0) -> Outcome:
+    def add(self, clip_id: str, features: Encoded, *, notes: Sequence[str] = (), seconds: float = 0.0) -> Outcome:
         """Take a clip's features. Those that cannot be stored make it a failed clip.
 
         Returns:
             Its outcome: ``ok``, or ``failed`` with ``"not_finite"``.
 
         Raises:
-            ValueError: a bug of the caller: not planned, or known already; width or type are not the spec's.
+            TypeError, ValueError: a bug of the caller: not planned, or known already; kind or width are not the spec's.
             StoreError: the disk is full, ...
         """
         self._expect(clip_id)
         try:
-            self._writer.add(clip_id, features)
+            self._put(clip_id, features)
         except ClipError as error:
             return self.fail(clip_id, error, notes=notes, seconds=seconds)
         return self._note(Outcome(clip_id=clip_id, status="ok", notes=tuple(notes), seconds=round(seconds, 3)))
@@ -84,7 +85,7 @@ class ShardWriter:
             )
         )
 
-    def keep(self, outcome: Outcome, features: Features | None) -> None:
+    def keep(self, outcome: Outcome, features: Encoded | None) -> None:
         """Take over what an earlier run found out about a clip: how ``retry`` redoes some clips of a shard.
 
         Args:
@@ -99,7 +100,7 @@ class ShardWriter:
             raise ValueError(f"clip {outcome.clip_id!r} is {outcome.status}, got {features!r}")
         self._expect(outcome.clip_id)
         if features is not None:
-            self._writer.add(outcome.clip_id, features)
+            self._put(outcome.clip_id, features)
         self._note(outcome)
 
     def commit(self) -> None:
@@ -134,6 +135,11 @@ class ShardWriter:
         """Forget the shard; what stood there before still stands. Does nothing after commit."""
         self._writer.abandon()
 
+    def _put(self, clip_id: str, encoded: Encoded) -> None:
+        if isinstance(self._writer, TextWriter) != isinstance(encoded, Segments):
+            raise TypeError(f"{self.spec.name!r} holds {self.spec.dtype}, got {type(encoded).__name__} of {clip_id!r}")
+        self._writer.add(clip_id, encoded)  # type: ignore[arg-type]  # the line before made sure
+
     def _expect(self, clip_id: str) -> None:
         if clip_id not in self._planned or clip_id in self._outcomes:
             state = "has an outcome already" if clip_id in self._outcomes else "is not planned"
@@ -146,8 +152,7 @@ class ShardWriter:
 
     def _files(self) -> list[Path]:
         """Everything that this shard can consist of: one file in either format, and the mark."""
-        suffixes = [FORMATS.load(name).SUFFIX for name in FORMATS.names()]
-        return [self.folder / f"{self.plan.name}{suffix}" for suffix in (*suffixes, ".json")]
+        return [self.folder / f"{self.plan.name}{suffix}" for suffix in (*suffixes(), ".json")]
 
     def __enter__(self) -> Self:
         return self
