@@ -162,6 +162,15 @@ def extract(
     decoders: DecodersOption = None,
     format: Annotated[str, typer.Option("--format", "-f", help="hdf5 or webdataset.")] = "hdf5",
     media: MediaOption = None,
+    residency: Annotated[
+        Literal["together", "turns"],
+        typer.Option("--residency", help="All encoders on the device together, or one after the other, in turns."),
+    ] = "together",
+    engine: Annotated[str, typer.Option("--engine", help="What runs the workers: local or ray.")] = "local",
+    part: Annotated[
+        str | None,
+        typer.Option("--part", help="Only this share of the shards, e.g. 3/16 in a SLURM array.", show_default="all"),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only forecast time and size.")] = False,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
@@ -179,6 +188,9 @@ def extract(
         format=format,
         gpus=gpus,
         decoders=decoders,
+        residency=residency,
+        part=part,
+        engine=engine,
     )
     if dry_run:
         _print_forecast(extraction.forecast(), as_json)
@@ -463,19 +475,32 @@ def _print_forecast(forecast: Forecast, as_json: bool) -> None:
     from avpipe.console import out
 
     if as_json:
-        typer.echo(json.dumps({**asdict(forecast), "clips_per_second": forecast.clips_per_second}))
+        made_of_it = (
+            "hours",
+            "device_hours",
+            "decode_hours",
+            "clips_per_second",
+            "bound_by",
+            "decoders_wanted",
+            "fits",
+        )
+        typer.echo(json.dumps({**asdict(forecast), **{key: getattr(forecast, key) for key in made_of_it}}))
         return
     time = _duration(3600 * forecast.hours)
+    wanted = forecast.decoders_wanted
+    advice = f", {wanted} a device would let it never wait" if wanted and wanted > forecast.decoders else ""
     out.print(
         f"{forecast.clips} clips, measured on {forecast.sampled} of them ({forecast.failed} could not be decoded)\n"
         f"  {time} at {forecast.clips_per_second:.1f} clips/s, bound by {forecast.bound_by}\n"
-        f"  decoding: {_duration(forecast.decode_seconds)} a clip and process",
+        f"  devices: {forecast.workers}, {_duration(3600 * forecast.device_hours)} of work in all\n"
+        f"  decoding: {_duration(forecast.decode_seconds)} a clip, {_duration(3600 * forecast.decode_hours)} in all; "
+        f"{_counted(forecast.decoders, 'process', 'processes')} a device{advice}",
         markup=False,
     )
     for name, seconds in forecast.encode_seconds.items():
         out.print(f"  {name}: {_duration(seconds)} a clip, {_size(forecast.bytes[name])}", markup=False)
     needed = sum(forecast.bytes.values())
-    enough = "enough" if needed < forecast.free_bytes else "[red]NOT enough[/]"
+    enough = "enough" if forecast.fits else "[red]NOT enough[/]"
     out.print(f"  disk: {_size(needed)} needed, {_size(forecast.free_bytes)} free: {enough}")
 
 
@@ -488,8 +513,8 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def _counted(count: int, noun: str, plural: str = "") -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {plural or noun + 's'}"
 
 
 def _size(count: float) -> str:

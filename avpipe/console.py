@@ -109,23 +109,25 @@ class Meter:
 
 @contextmanager
 def show_extraction(extraction: Extraction, redo: Callable[[Mark], bool] | None = None) -> Iterator[OnEvent]:
-    """A meter for an extraction: clips done, clips a second, failures by kind, time left."""
-    from avpipe.extract.run import plan_tasks
+    """A meter for an extraction: clips done, clips a second, failures, what is waited for, time left."""
+    from avpipe.extract.worker import waiting_for
     from avpipe.pipeline.runner import Died, Event, Progress, Started
 
-    tasks = plan_tasks(extraction.manifest, extraction.setting, redo=redo)
-    clips = {task.name: len(task.clips) for task in tasks}
-    total = len(extraction.manifest.clips)
+    clips = {task.name: len(task.clips) for task in extraction.tasks(redo)}
+    part = f" (part {extraction.part.index}/{extraction.part.count})" if extraction.part else ""
+    total = sum(clips.values()) if extraction.part else len(extraction.manifest.clips)
     names = ", ".join(extraction.setting.encoders)
-    with Meter(f"extract {names}", total, "clips", done=total - sum(clips.values())) as meter:
+    with Meter(f"extract {names}{part}", total, "clips", done=total - sum(clips.values())) as meter:
         under_way: Counter[str] = Counter()
+        waits: dict[int, Mapping[str, float]] = {}
 
         def on_event(event: Event) -> None:
             match event:
-                case Progress(task=task, data=data):
-                    under_way[task] += 1
+                case Progress(rank=rank, task=task, data=data):
+                    under_way[task] += data["clips"]
+                    waits[rank] = data["waits"]
                     counts = {status: count for status, count in data["statuses"].items() if status != "ok"}
-                    meter.advance(1, counts)
+                    meter.advance(data["clips"], counts, waiting_for=waiting_for(waits.values()))
                 case Started(task=task):
                     meter.advance(-under_way.pop(task, 0))  # begun again after its worker died
                 case Died(reason=reason):

@@ -8,9 +8,9 @@ from typing import Any
 
 from avpipe.extract.encoder import Encoder
 from avpipe.extract.encoders import REGISTRY
-from avpipe.extract.media import libraries
+from avpipe.extract.media import TextRequest, libraries
 from avpipe.pipeline.config import override, parse_component, read_yaml, recipe_names, recipe_path
-from avpipe.pipeline.errors import ConfigError, FingerprintError, UnknownNameError
+from avpipe.pipeline.errors import ConfigError, FingerprintError, UnknownNameError, UsageError
 from avpipe.pipeline.features import FeatureSpec
 
 DEFAULT = "default"
@@ -68,12 +68,19 @@ def choose(recipe: str, chosen: Sequence[str] = (), overrides: Sequence[str] = (
     return override({name: dict(settings or {}) for name, settings in known.items()}, overrides)
 
 
-def build(chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, Encoder]:
+def build(
+    chosen: Mapping[str, Mapping[str, Any]], texts: Mapping[str, FeatureSpec] | None = None
+) -> dict[str, Encoder]:
     """The encoders, by feature-set name. No weights are read into memory yet.
+
+    Args:
+        chosen: settings by feature-set name.
+        texts: feature sets of text that are there already, for encoders that read.
 
     Raises:
         UnknownNameError, ConfigError: a name or a setting is wrong.
         MissingWeightsError: weights are neither here nor to be had.
+        UsageError: an encoder reads a text that is neither there nor among those chosen.
     """
     encoders = {}
     for name, settings in chosen.items():
@@ -84,15 +91,35 @@ def build(chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, Encoder]:
         # Every encoder sees what these libraries decoded: their versions belong to every feature's identity.
         encoder.spec = replace(encoder.spec, libraries={**encoder.spec.libraries, **libraries()})
         encoders[name] = encoder
+    known = {**(texts or {}), **{name: encoder.spec for name, encoder in encoders.items()}}
+    for name, encoder in encoders.items():
+        if isinstance(encoder.request, TextRequest):
+            encoder.spec = replace(encoder.spec, source=_source(name, encoder.request.of, known))
     return encoders
 
 
+def _source(reader: str, of: str, known: Mapping[str, FeatureSpec]) -> dict[str, Any]:
+    """What a feature spec says of the text that its encoder reads."""
+    spec = known.get(of)
+    if spec is None or not spec.is_text:
+        there = ", ".join(sorted(name for name, known_spec in known.items() if known_spec.is_text)) or "none"
+        what = "no such feature set" if spec is None else "it holds no text"
+        raise UsageError(
+            f"{reader} reads the text of {of!r}: {what}. Feature sets with text: {there}. Name one with "
+            f"{reader}.of=NAME, or extract it beside this one (--encoders {of},{reader})"
+        )
+    return {**spec.to_json(), "fingerprint": spec.fingerprint}
+
+
 def rebuild(specs: Mapping[str, FeatureSpec]) -> dict[str, Encoder]:
-    """The encoders that once made features of these specs: how a checkpoint captions a new file.
+    """The encoders that once made features of these specs: how a checkpoint captions a new file. Those whose text one
+    of them reads are among them.
 
     Raises:
         FingerprintError: the encoder of today would give other features than those specs promise.
     """
+    sources = [FeatureSpec.from_json(spec.source) for spec in specs.values() if spec.source]
+    specs = {**{source.name: source for source in sources}, **specs}
     encoders = build({name: {**spec.config, "encoder": spec.encoder} for name, spec in specs.items()})
     for name, encoder in encoders.items():
         if encoder.spec.fingerprint != specs[name].fingerprint:

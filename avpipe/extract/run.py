@@ -1,135 +1,35 @@
 """Stage one: the clips of a manifest through decoding and frozen encoders into feature shards.
 
-Per clip: opened once, decoded once, in a process that may die -> each encoder's own preprocessing, there too ->
-batches across clips -> the encoders, in the process that owns the device -> one shard file per feature set, committed
-when its completion mark is written. A bad clip becomes an outcome row.
+Per clip: opened once, decoded once, in a process that may die -> each encoder's own preprocessing, there too
+(``decoding``) -> batches across clips -> the encoders, in the process that owns the device -> one shard file per
+feature set, committed when its completion mark is written (``worker``). A bad clip becomes an outcome row.
 
-What comes out depends on the manifest and the encoders alone, not on the number of processes nor on interruptions:
-batches are cut in manifest order within a shard, and a shard that was interrupted is done again from its beginning.
+What comes out depends on the manifest and the encoders alone, not on the number of processes or machines nor on
+interruptions: batches are cut in manifest order within a shard, and a shard that was interrupted is done again from its
+beginning.
 """
 
 from __future__ import annotations
 
 import copy
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from avpipe.data_manifests.manifest import Manifest
-from avpipe.extract import media
-from avpipe.extract.encoder import Encoder, Prepared
-from avpipe.extract.media import Limits
+from avpipe.extract.decoding import DecodeJob, DecodeWork
+from avpipe.extract.encoder import Encoder
+from avpipe.extract.media import Limits, TextRequest
 from avpipe.extract.sandbox import DecodePool
+from avpipe.extract.worker import Setting, ShardTask, ShardWorker, prepare_text
 from avpipe.pipeline import runner, shards
-from avpipe.pipeline.clip import Clip
 from avpipe.pipeline.errors import ClipError, DataError, UsageError
-from avpipe.pipeline.features import Features
-from avpipe.pipeline.runner import Event, Report
+from avpipe.pipeline.features import Encoded, Features, Outcome, Segments
+from avpipe.pipeline.runner import Event
 from avpipe.pipeline.shards import Mark, ShardPlan
-from avpipe.pipeline.store import ShardWriter, write_spec
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecodeJob:
-    """One clip to decode: where its file lies, and which part of it is the clip."""
-
-    path: Path
-    start_seconds: float = 0.0
-    stop_seconds: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decoded:
-    """What decoding gave for one clip.
-
-    Attributes:
-        prepared: for each feature set, the preprocessed arrays, or why there are none.
-        notes: facts about the file that did not stop it.
-        seconds: time it took.
-    """
-
-    prepared: Mapping[str, Prepared | ClipError]
-    notes: tuple[str, ...] = ()
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeWork:
-    """Decode one clip for several encoders at once. Runs in a decoding process; pickles."""
-
-    encoders: Mapping[str, Encoder]
-    limits: Limits = field(default_factory=Limits)
-
-    def __call__(self, job: DecodeJob) -> Decoded:
-        """Open and decode the file once; then each encoder's own preprocessing.
-
-        Raises:
-            ClipError: the file cannot be used by any encoder.
-        """
-        start = time.perf_counter()
-        audio = {name: encoder.audio for name, encoder in self.encoders.items()}
-        clip = media.read(
-            job.path,
-            frames={name: encoder.sample for name, encoder in self.encoders.items() if audio[name] is None},
-            audio={name: request for name, request in audio.items() if request is not None},
-            start_seconds=job.start_seconds,
-            stop_seconds=job.stop_seconds,
-            limits=self.limits,
-        )
-        prepared: dict[str, Prepared | ClipError] = {}
-        for name, encoder in self.encoders.items():
-            try:
-                prepared[name] = encoder.prepare(clip)
-            except ClipError as error:
-                prepared[name] = error
-        return Decoded(prepared=prepared, notes=clip.notes, seconds=time.perf_counter() - start)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """Everything that a worker process must know besides its shards. Pickles.
-
-    Attributes:
-        encoders: by feature-set name; not loaded.
-        folders: of each feature set.
-        media_root: folder that the clips' paths are relative to.
-        format: ``"hdf5"`` or ``"webdataset"``.
-        devices: one a worker: ``("cuda:0", "cuda:1")`` or ``("cpu",)``.
-        decoders: decoding processes of each worker.
-        limits: on each clip's decoding.
-    """
-
-    encoders: Mapping[str, Encoder]
-    folders: Mapping[str, Path]
-    media_root: Path
-    format: str = "hdf5"
-    devices: tuple[str, ...] = ("cpu",)
-    decoders: int = 2
-    limits: Limits = field(default_factory=Limits)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardTask:
-    """One shard to work on.
-
-    Attributes:
-        plan: which clips the shard holds.
-        clips: the same clips, in the plan's order.
-        feature_sets: which feature sets still lack it.
-    """
-
-    plan: ShardPlan
-    clips: tuple[Clip, ...]
-    feature_sets: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """Of the shard."""
-        return self.plan.name
+from avpipe.pipeline.store import write_spec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +61,8 @@ def extract(
     setting: Setting,
     *,
     redo: Callable[[Mark], bool] | None = None,
+    part: Part | None = None,
+    engine: runner.Engine[ShardTask] | None = None,
     on_event: Callable[[Event], None] = runner.ignore,
 ) -> ExtractReport:
     """Extract every feature set of every clip that is not there yet.
@@ -169,8 +71,10 @@ def extract(
         manifest: the clips.
         setting: encoders and where their features go.
         redo: says of a finished shard whether to do it again (``retry``).
-        on_event: called with every event of the run; its ``Progress`` data has ``clips`` (how many feature rows sets
-            of clips are done) and ``statuses``.
+        part: which shards are this run's business, where several machines share the work.
+        engine: what runs the worker processes; by default this machine.
+        on_event: called with every event of the run; its ``Progress`` data has ``clips`` (how many are decoded since
+            the last), their ``statuses``, and ``waits`` (seconds that the worker waited so far, by what for).
 
     Raises:
         DataError: the media root is missing.
@@ -181,28 +85,74 @@ def extract(
         raise DataError(
             f"the media root {setting.media_root} does not exist: mount it, or say where the files are with --media"
         )
-    tasks = plan_tasks(manifest, setting, redo=redo)
-    report = runner.run(tasks, partial(ShardWorker, setting), processes=len(setting.devices), on_event=on_event)
+    tasks = plan_tasks(manifest, setting, redo=redo, part=part)
+    worker = partial(ShardWorker, setting)
+    report = runner.run(tasks, worker, processes=len(setting.devices), on_event=on_event, engine=engine)
     return summarise(setting.folders, worked=len(report.done), lost_shards=report.failed)
 
 
-def plan_tasks(manifest: Manifest, setting: Setting, *, redo: Callable[[Mark], bool] | None = None) -> list[ShardTask]:
-    """The shards that remain to be done, each with the feature sets that lack it."""
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of several equal parts of the work: every ``count``-th shard, whatever is done already.
+
+    Attributes:
+        index: of this part, from 1.
+        count: how many there are.
+    """
+
+    index: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.index <= self.count:
+            raise UsageError(f"part: expected i/n with 1 <= i <= n, got {self.index}/{self.count}")
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """``"3/16"``.
+
+        Raises:
+            UsageError: it is not of that form.
+        """
+        index, slash, count = text.partition("/")
+        if not (slash and index.isdecimal() and count.isdecimal()):
+            raise UsageError(f"part: expected i/n, for example 3/16, got {text!r}")
+        return cls(int(index), int(count))
+
+    def __contains__(self, plan: object) -> bool:
+        return isinstance(plan, ShardPlan) and plan.index % self.count == self.index - 1
+
+
+def plan_tasks(
+    manifest: Manifest,
+    setting: Setting,
+    *,
+    redo: Callable[[Mark], bool] | None = None,
+    part: Part | None = None,
+) -> list[ShardTask]:
+    """The shards that remain to be done, each with the feature sets that lack it.
+
+    Raises:
+        FingerprintError: a feature set of that name holds other features.
+        StoreError: the manifest changed; a text that is to be read is neither extracted nor about to be.
+    """
     plans = shards.plan([clip.clip_id for clip in manifest.clips], manifest.clips_per_shard)
-    lacking: dict[int, list[str]] = {plan.index: [] for plan in plans}
+    lacking: dict[str, set[str]] = {}
     for name, folder in setting.folders.items():
         spec = setting.encoders[name].spec
         write_spec(folder, spec)
-        again = {mark.path_name.removesuffix(".json") for mark in shards.marks(folder) if redo(mark)} if redo else set()
-        pending = {plan.name for plan in shards.pending(folder, plans, spec.fingerprint)}
-        for plan in plans:
-            if plan.name in again | pending:
-                lacking[plan.index].append(name)
+        lacking[name] = {plan.name for plan in shards.pending(folder, plans, spec.fingerprint)}
+        if redo:
+            lacking[name] |= {mark.path_name.removesuffix(".json") for mark in shards.marks(folder) if redo(mark)}
+    for name, source in setting.readers.items():  # what is written anew is read anew
+        lacking[name] |= lacking.get(source, set())
     clips = {clip.clip_id: clip for clip in manifest.clips}
+    mine = [plan for plan in plans if part is None or plan in part]
+    wanted = {plan.name: tuple(name for name in setting.folders if plan.name in lacking[name]) for plan in mine}
     return [
-        ShardTask(plan=plan, clips=tuple(clips[i] for i in plan.clip_ids), feature_sets=tuple(lacking[plan.index]))
-        for plan in plans
-        if lacking[plan.index]
+        ShardTask(plan=plan, clips=tuple(clips[clip_id] for clip_id in plan.clip_ids), feature_sets=wanted[plan.name])
+        for plan in mine
+        if wanted[plan.name]
     ]
 
 
@@ -229,86 +179,9 @@ def summarise(
     )
 
 
-class ShardWorker:
-    """Works off shards on one device, one after the other. Built once in each worker process.
-
-    Args:
-        setting: what to do; its encoders are loaded here.
-        rank: of the process: says which device is its own.
-    """
-
-    def __init__(self, setting: Setting, rank: int) -> None:
-        self.setting = setting
-        # Decoding processes get encoders that are never loaded: no weights, no torch there, also when one is replaced.
-        work = DecodeWork(copy.deepcopy(dict(setting.encoders)), setting.limits)
-        for encoder in setting.encoders.values():
-            encoder.load(setting.devices[rank])
-        self.pool: DecodePool[DecodeJob, Decoded] = DecodePool(work, setting.decoders, setting.limits)
-
-    def close(self) -> None:
-        """End the decoding processes."""
-        self.pool.close()
-
-    def __call__(self, task: ShardTask, report: Report) -> Mapping[str, int]:
-        """Extract one shard for every feature set that lacks it. Returns counts of clips by status."""
-        counts: Counter[str] = Counter()
-        with ExitStack() as stack:
-            outputs = [
-                _Output(name, self.setting.encoders[name], stack.enter_context(self._writer(name, task.plan)))
-                for name in task.feature_sets
-            ]
-            jobs = [
-                DecodeJob(
-                    path=self.setting.media_root / clip.path,
-                    start_seconds=clip.start_seconds,
-                    stop_seconds=clip.stop_seconds,
-                )
-                for clip in task.clips
-            ]
-            for clip, decoded in zip(task.clips, self.pool.map(jobs), strict=True):
-                statuses = Counter(output.add(clip.clip_id, decoded) for output in outputs)
-                report({"clips": 1, "statuses": dict(statuses)})
-                counts += statuses
-            for output in outputs:
-                output.flush()
-        return counts
-
-    def _writer(self, name: str, plan: ShardPlan) -> ShardWriter:
-        return ShardWriter(self.setting.folders[name], plan, self.setting.encoders[name].spec, self.setting.format)
-
-
-class _Output:
-    """One feature set of one shard while it is made: a batch that fills up, and a writer."""
-
-    def __init__(self, name: str, encoder: Encoder, writer: ShardWriter) -> None:
-        self.name, self.encoder, self.writer = name, encoder, writer
-        self.batch: list[tuple[str, Prepared, Decoded]] = []
-
-    def add(self, clip_id: str, decoded: Decoded | ClipError) -> str:
-        """Take one clip and say its status so far; encode as soon as a batch is full."""
-        if isinstance(decoded, ClipError):
-            return self.writer.fail(clip_id, decoded).status
-        prepared = decoded.prepared[self.name]
-        if isinstance(prepared, ClipError):
-            return self.writer.fail(clip_id, prepared, notes=decoded.notes, seconds=decoded.seconds).status
-        self.batch.append((clip_id, prepared, decoded))
-        if len(self.batch) >= self.encoder.batch_size:
-            self.flush()
-        return "ok"
-
-    def flush(self) -> None:
-        """Encode and write what has gathered."""
-        if not self.batch:
-            return
-        features = self.encoder.encode([prepared for _, prepared, _ in self.batch])
-        for (clip_id, _, decoded), feature in zip(self.batch, features, strict=True):
-            self.writer.add(clip_id, feature, notes=decoded.notes, seconds=decoded.seconds)
-        self.batch.clear()
-
-
 def extract_file(
     path: Path, encoders: Mapping[str, Encoder], *, device: str = "cpu", limits: Limits | None = None
-) -> dict[str, Features]:
+) -> dict[str, Encoded]:
     """The features of one media file, by feature-set name; a modality that it lacks is left out.
 
     Raises:
@@ -322,29 +195,23 @@ def extract_file(
         (decoded,) = pool.map([DecodeJob(path=path)])
     if isinstance(decoded, ClipError):
         raise decoded
-    found = {}
+    found: dict[str, Encoded] = {}
     for name, prepared in decoded.prepared.items():
         if not isinstance(prepared, ClipError):
             found[name] = encoders[name].encode([prepared])[0]
         elif prepared.status == "failed":
             raise prepared
+    found = {name: _plain(encoded, encoders[name].spec.views) for name, encoded in found.items()}
+    for name, encoder in encoders.items():
+        if isinstance(encoder.request, TextRequest) and isinstance(text := found.get(encoder.request.of), Segments):
+            outcome = Outcome(clip_id=path.name, status="ok")
+            found[name] = encoder.encode([prepare_text(encoder, encoder.request.of, outcome, text)])[0]
     return found
 
 
-def devices(gpus: int | None) -> tuple[str, ...]:
-    """One device a worker process.
-
-    Args:
-        gpus: how many GPUs to use; 0 = the CPU; ``None`` = all there are, or the CPU.
-
-    Raises:
-        UsageError: more are asked for than there are.
-    """
-    import torch
-
-    there = torch.cuda.device_count()
-    if gpus is not None and not 0 <= gpus <= there:
-        what = "no GPU" if there == 0 else f"{there} GPUs"
-        raise UsageError(f"{gpus} GPUs asked for, {what} found here; try --gpus {there}" + " (the CPU)" * (not there))
-    count = there if gpus is None else gpus
-    return tuple(f"cuda:{index}" for index in range(count)) or ("cpu",)
+def _plain(encoded: Encoded, views: int) -> Encoded:
+    """The plain view alone."""
+    if isinstance(encoded, Segments) or views == 1:
+        return encoded
+    rows = len(encoded.data) // views
+    return Features(data=encoded.data[:rows], pts_seconds=encoded.pts_seconds[:rows])

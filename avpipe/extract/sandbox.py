@@ -114,6 +114,10 @@ class DecodePool(Generic[Job, Result]):
             for future in waiting:
                 future.cancel()
 
+    def submit(self, job: Job) -> Future[Result | ClipError]:
+        """Have one job done as soon as a process is free; the future gives what :meth:`map` would."""
+        return self._threads.submit(self._run, job)
+
     def close(self) -> None:
         """Kill the children. Safe to call twice."""
         with self._lock:

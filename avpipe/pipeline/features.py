@@ -44,7 +44,8 @@ class FeatureSpec:
         clock: how rows lie in time: ``hop_seconds`` and ``window_seconds`` where they are constant, or how times are
             chosen; for people and plots. The exact time of each row is stored beside it.
         libraries: versions that change a number: decoder library, resampler.
-        source: of an encoder that reads another feature set's text: the ``name`` and ``fingerprint`` of that set.
+        source: of an encoder that reads another feature set's text: the spec of that set and its ``fingerprint``, as
+            ``spec.json`` has them.
         views: how many views of each clip are stored: the plain one, and as many augmented ones as were asked for. The
             rows of a clip are those of the plain view, then those of the first augmented one, and so on.
 
@@ -65,7 +66,7 @@ class FeatureSpec:
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     clock: Mapping[str, Any] = field(default_factory=dict)
     libraries: Mapping[str, str] = field(default_factory=dict)
-    source: Mapping[str, str] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
     views: int = 1
 
     def __post_init__(self) -> None:

@@ -1,10 +1,12 @@
 """Map a worker over tasks with several processes. Knows nothing of what the work is.
 
-The parent hands out tasks one by one, each to the process that is free: no process waits for another, and when one
-dies it is known what it was doing. What happens then:
+The parent hands out tasks one by one, each to the process that asks for one: no process waits for another, and when
+one dies it is known what it was doing. A worker may ask for its next task before it is done with the last, so that it
+never stands idle between two. What happens then:
 
-- A process that **dies** (killed, out of memory, a crash in native code) costs its task a retry, in a fresh process.
-  A task that killed ``retries + 1`` processes is given up, with the reason; the others go on.
+- A process that **dies** (killed, out of memory, a crash in native code) costs its tasks a retry, in a fresh process,
+  which gets them one at a time, to find out which is to blame. A task that killed ``retries + 1`` processes is given
+  up, with the reason; the others go on.
 - An **exception** in a worker stops everything and is raised in the parent: an :class:`AvpipeError` is for the user to
   act on (a full disk), and anything else is a bug. Retrying would repeat either.
 - **Ctrl-C** stops everything and is raised as ``KeyboardInterrupt`` once the workers have ended. They get the time to
@@ -18,7 +20,7 @@ How processes are started and spoken to is an engine's business (``engines/local
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -36,15 +38,26 @@ class Task(Protocol):
 TaskT = TypeVar("TaskT", bound=Task)
 TaskT_contra = TypeVar("TaskT_contra", bound=Task, contravariant=True)
 
-Report = Callable[[Mapping[str, Any]], None]
-"""What a worker calls to tell the parent how far it is: anything that can be pickled, once a clip, say."""
+
+class Tell(Protocol):
+    """How a worker speaks to its parent. Any of its threads may."""
+
+    def progress(self, task: str, data: Mapping[str, Any]) -> None:
+        """Say how far a task is: anything that can be pickled, once a clip, say."""
+
+    def done(self, task: str, counts: Mapping[str, int]) -> None:
+        """Say that a task is done, with counts, which the runner adds up."""
 
 
 class Worker(Protocol[TaskT_contra]):
     """Does the work, in a process of its own."""
 
-    def __call__(self, task: TaskT_contra, report: Report) -> Mapping[str, int]:
-        """Do one task; returns counts, which the runner adds up."""
+    def __call__(self, tasks: Iterator[TaskT_contra], tell: Tell) -> None:
+        """Do all tasks that come, and tell of each when it is done.
+
+        Taking the next from ``tasks`` asks for it, and waits until it comes. One thread may take tasks while others
+        work on those taken before; a worker must not count on getting one before those are done.
+        """
 
     def close(self) -> None:
         """Clean up: called once, also after an exception and on Ctrl-C."""
@@ -65,7 +78,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready(Event):
-    """It wants a task."""
+    """It asks for a task."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,10 +126,10 @@ class Pool(Protocol):
         """Start a process; its first event is :class:`Ready`."""
 
     def assign(self, rank: int, task: Task) -> None:
-        """Give a task to a process that is ready."""
+        """Give a task to a process that asked for one."""
 
     def dismiss(self, rank: int) -> None:
-        """Tell a process that is ready to clean up and end."""
+        """Tell a process that asked for a task that there is none: to finish, clean up and end."""
 
     def wait(self) -> list[Event]:
         """Wait for the next events. Empty once no process is left."""
@@ -181,9 +194,9 @@ def run(
     if processes < 1:
         raise ValueError(f"processes: expected at least 1, got {processes}")
     if engine is None:
-        from avpipe.pipeline.engines.local import LocalPool
+        from avpipe.pipeline.engines import local
 
-        engine = LocalPool
+        engine = local.Pool
     with engine(make_worker, min(processes, len(tasks))) as pool:
         return _Run(tasks, pool, retries, on_event).to_the_end(min(processes, len(tasks)))
 
@@ -194,8 +207,9 @@ class _Run:
     def __init__(self, tasks: Sequence[Task], pool: Pool, retries: int, on_event: Callable[[Event], None]) -> None:
         self.pool, self.retries, self.on_event = pool, retries, on_event
         self.waiting = deque(tasks)
-        self.running: dict[int, Task] = {}
-        self.again: dict[int, Task] = {}  # by the rank whose fresh process shall try
+        self.running: dict[int, dict[str, Task]] = {}  # by rank and name, the oldest first
+        self.again: dict[int, deque[Task]] = {}  # by the rank whose fresh process shall try, one at a time
+        self.asking: set[int] = set()  # ranks that must wait for their next task
         self.dismissed: set[int] = set()
         self.deaths = 0
         self.false_starts: Counter[int] = Counter()  # by rank, since it last was ready
@@ -224,43 +238,60 @@ class _Run:
                 self.false_starts[rank] = 0
                 self._next(rank)
             case Done(rank=rank, task=name, counts=counts):
-                del self.running[rank]
+                del self.running[rank][name]
                 self.done.append(name)
                 self.counts.update(counts)
+                if rank in self.asking:
+                    self._next(rank)
             case Raised(rank=rank, error=error, traceback=traceback):
-                where = f"task {self.running[rank].name}" if rank in self.running else "outside of a task"
+                names = ", ".join(self.running.get(rank, ()))
+                where = f"task {names}" if names else "outside of a task"
                 error.add_note(f"in worker {rank}, {where}:\n{traceback}")
                 raise error
             case Died(rank=rank, reason=reason):
                 self._mourn(rank, reason)
 
     def _next(self, rank: int) -> None:
-        task = self.again.pop(rank, None) or (self.waiting.popleft() if self.waiting else None)
-        if task is None:
+        running = self.running.setdefault(rank, {})
+        if rank in self.again and running:  # under suspicion: one at a time
+            self.asking.add(rank)
+            return
+        self.asking.discard(rank)
+        if self.again.get(rank):
+            task = self.again[rank].popleft()
+        elif self.waiting:
+            self.again.pop(rank, None)
+            task = self.waiting.popleft()
+        else:
             self.dismissed.add(rank)
             self.pool.dismiss(rank)
             return
-        self.running[rank] = task
+        running[task.name] = task
         self.on_event(Started(rank=rank, task=task.name))
         self.pool.assign(rank, task)
 
     def _mourn(self, rank: int, reason: str) -> None:
         self.deaths += 1
-        if rank in self.dismissed:  # its work was done
+        self.asking.discard(rank)
+        suspects = self.running.pop(rank, {})
+        untried = self.again.pop(rank, deque())
+        if not suspects and rank in self.dismissed:  # its work was done
             return
-        task = self.running.pop(rank, None)
-        if task is None:
+        self.dismissed.discard(rank)
+        if not suspects:
             self.false_starts[rank] += 1
             if self.false_starts[rank] > self.retries:
                 raise AvpipeError(
                     f"worker {rank} dies before it takes up work ({self.false_starts[rank]} times in a row; the last "
                     f"process {reason}). If memory is short, try fewer processes"
                 )
-        else:
+        for task in reversed(suspects.values()):
             self.task_deaths[task.name] += 1
             if self.task_deaths[task.name] > self.retries:
                 self.failed[task.name] = f"tried {self.task_deaths[task.name]} times, its process {reason}"
             else:
-                self.again[rank] = task
-        if self.waiting or rank in self.again:
+                untried.appendleft(task)
+        if untried:
+            self.again[rank] = untried
+        if self.waiting or untried:
             self.pool.start(rank)

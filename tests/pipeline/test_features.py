@@ -81,7 +81,7 @@ def test_a_spec_keeps_its_own_copy() -> None:
     [
         ({"modality": "smell"}, "expected one of video, audio, text, got 'smell'"),
         ({"dim": 0}, "dim of 'x': expected at least 1, got 0"),
-        ({"dtype": "float8"}, "expected one of float16, float32, got 'float8'"),
+        ({"dtype": "float8"}, "expected one of float16, float32, text, got 'float8'"),
         ({"name": "../x"}, "name of a feature set: .*got '../x'"),
         ({"name": ""}, "got ''"),
         ({"config": {"a": np.float32(1)}}, "config of 'x': expected JSON-ready values, .*float32"),

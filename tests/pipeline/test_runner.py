@@ -20,7 +20,7 @@ from avpipe.pipeline.shards import pending, plan, verify
 from avpipe.pipeline.store import FeatureSet
 
 from . import toys
-from .toys import Deed, DeedWorker
+from .toys import AheadWorker, Deed, DeedWorker
 
 
 def do(
@@ -119,6 +119,49 @@ def test_a_task_that_kills_every_process_is_given_up_and_the_others_go_on(tmp_pa
     assert len(noted(tmp_path, "try-deadly-*")) == 3
     report, _ = do(tmp_path, Deed("deadly", "die", times=99), processes=1, retries=0)
     assert report.failed["deadly"].startswith("tried 1 times, its process was killed (SIGKILL")
+
+
+def ahead(notes: Path, *deeds: Deed, retries: int = 2) -> tuple[RunReport, list[Event]]:
+    events: list[Event] = []
+    report = run(deeds, partial(AheadWorker, notes), processes=1, retries=retries, on_event=events.append)
+    return report, events
+
+
+def most_at_once(events: list[Event]) -> list[int]:
+    """How many tasks were under way after each event."""
+    counts, under_way = [0], 0
+    for event in events:
+        under_way += isinstance(event, Started) - isinstance(event, Done)
+        under_way = 0 if isinstance(event, Died) else under_way
+        counts.append(under_way)
+    return counts
+
+
+def test_a_worker_may_take_a_task_before_it_is_done_with_the_last(tmp_path: Path) -> None:
+    deeds = [Deed(f"d{i}") for i in range(4)]
+    report, events = ahead(tmp_path, *deeds)
+    assert report.done == ("d0", "d1", "d2", "d3")
+    assert (report.failed, report.deaths, report.counts["deeds"]) == ({}, 0, 4)
+    assert max(most_at_once(events)) > 1
+    assert len(noted(tmp_path, "closed-*")) == 1
+
+
+def test_of_two_tasks_under_way_the_innocent_one_is_done(tmp_path: Path) -> None:
+    report, events = ahead(tmp_path, Deed("a"), Deed("deadly", "die", times=99), Deed("b"), Deed("c"))
+    assert sorted(report.done) == ["a", "b", "c"]
+    assert report.failed == {
+        "deadly": "tried 3 times, its process was killed (SIGKILL; often by the system, when memory is short)"
+    }
+    assert report.deaths == 3
+    first_death = next(i for i, event in enumerate(events) if isinstance(event, Died))
+    last_death = max(i for i, event in enumerate(events) if isinstance(event, Died))
+    assert max(most_at_once(events[: first_death + 1])) > 1
+    assert max(most_at_once(events[first_death:last_death])) == 1  # under suspicion: one at a time
+
+
+def test_a_process_that_dies_over_its_last_tasks_is_replaced_though_it_was_dismissed(tmp_path: Path) -> None:
+    report, _ = ahead(tmp_path, Deed("a"), Deed("b", "die"))
+    assert (sorted(report.done), report.failed, report.deaths) == (["a", "b"], {}, 1)
 
 
 def test_a_bug_stops_the_run_and_brings_its_traceback(tmp_path: Path) -> None:

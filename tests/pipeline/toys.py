@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import queue
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ import numpy as np
 
 from avpipe.pipeline.errors import ClipError, SkipClip, StoreError
 from avpipe.pipeline.features import Features, FeatureSpec
-from avpipe.pipeline.runner import Event, Progress, run
+from avpipe.pipeline.runner import Event, Progress, Tell, run
 from avpipe.pipeline.shards import ShardPlan, pending, plan
 from avpipe.pipeline.store import FeatureSet, ShardWriter, write_spec
 
@@ -68,13 +69,15 @@ class ShardWorker:
         self.folder, self.format, self.seconds, self.rank = folder, format, seconds, rank
         (folder.parent / f"built-{rank}").touch()
 
-    def __call__(self, task: ShardPlan, report: Callable[[Mapping[str, Any]], None]) -> Mapping[str, int]:
-        def pause(clip_id: str) -> None:
-            report({"clip_id": clip_id})
-            time.sleep(self.seconds)
+    def __call__(self, tasks: Iterator[ShardPlan], tell: Tell) -> None:
+        for task in tasks:
 
-        write_shard(self.folder, task, self.format, pause)
-        return {"clips": len(task.clip_ids)}
+            def pause(clip_id: str, name: str = task.name) -> None:
+                tell.progress(name, {"clip_id": clip_id})
+                time.sleep(self.seconds)
+
+            write_shard(self.folder, task, self.format, pause)
+            tell.done(task.name, {"clips": len(task.clip_ids)})
 
     def close(self) -> None:
         (self.folder.parent / f"closed-{self.rank}").touch()
@@ -97,16 +100,38 @@ class DeedWorker:
         (notes / f"born-{rank}-{os.getpid()}").touch()
         act(start)
 
-    def __call__(self, task: Deed, report: Callable[[Mapping[str, Any]], None]) -> Mapping[str, int]:
+    def __call__(self, tasks: Iterator[Deed], tell: Tell) -> None:
+        for task in tasks:
+            self.do(task, tell)
+
+    def do(self, task: Deed, tell: Tell) -> None:
         tries = len(list(self.notes.glob(f"try-{task.name}-*")))
         (self.notes / f"try-{task.name}-{tries}-{self.rank}-{os.getpid()}").touch()
-        report({"tries": tries})
+        tell.progress(task.name, {"tries": tries})
         if tries < task.times:
             act(task.what)
-        return {"deeds": 1, "rank_sum": self.rank}
+        tell.done(task.name, {"deeds": 1, "rank_sum": self.rank})
 
     def close(self) -> None:
         (self.notes / f"closed-{self.rank}-{os.getpid()}").touch()
+
+
+class AheadWorker(DeedWorker):
+    """Takes its next task while it does the last, as who decodes ahead does."""
+
+    def __call__(self, tasks: Iterator[Deed], tell: Tell) -> None:
+        taken: queue.SimpleQueue[Deed | None] = queue.SimpleQueue()
+
+        def take() -> None:
+            for task in tasks:
+                taken.put(task)
+            taken.put(None)
+
+        threading.Thread(target=take, daemon=True).start()
+        while (task := taken.get()) is not None:
+            (self.notes / f"took-{task.name}-{os.getpid()}").touch()
+            time.sleep(0.2)  # the next one comes meanwhile, if it comes at all
+            self.do(task, tell)
 
 
 class UnpicklableError(Exception):

@@ -11,6 +11,7 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from multiprocessing.context import SpawnProcess
 from types import FrameType
 from typing import Any, Self
 
+from avpipe.pipeline.errors import UsageError
 from avpipe.pipeline.runner import Died, Done, Event, MakeWorker, Progress, Raised, Ready, Task
 
 _SPAWN = multiprocessing.get_context("spawn")
@@ -28,7 +30,7 @@ _GRACE_SECONDS = 10.0
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
-class LocalPool:
+class Pool:
     """Worker processes of this machine; see :class:`avpipe.pipeline.runner.Pool`.
 
     When the ``with`` block ends, the processes that still run get ``SIGTERM``, which their Python code sees as
@@ -51,11 +53,11 @@ class LocalPool:
         self._workers[rank] = _Worker(rank, self._make_worker)
 
     def assign(self, rank: int, task: Task) -> None:
-        """Give a task to a process that is ready."""
+        """Give a task to a process that asked for one."""
         self._workers[rank].send(task)
 
     def dismiss(self, rank: int) -> None:
-        """Tell a process that is ready to clean up and end."""
+        """Tell a process that asked for a task that there is none: to finish, clean up and end."""
         self._workers[rank].send(None)
         self._workers[rank].dismissed = True
 
@@ -91,6 +93,25 @@ class LocalPool:
                 worker.process.join()
                 worker.pipe.close()
             self._workers.clear()
+
+
+def devices(gpus: int | None) -> tuple[str, ...]:
+    """One device a worker process.
+
+    Args:
+        gpus: how many GPUs to use; 0 = the CPU; ``None`` = all there are, or the CPU.
+
+    Raises:
+        UsageError: more are asked for than there are.
+    """
+    import torch
+
+    there = torch.cuda.device_count()
+    if gpus is not None and not 0 <= gpus <= there:
+        what = "no GPU" if there == 0 else f"{there} GPUs"
+        raise UsageError(f"{gpus} GPUs asked for, {what} found here; try --gpus {there}" + " (the CPU)" * (not there))
+    count = there if gpus is None else gpus
+    return tuple(f"cuda:{index}" for index in range(count)) or ("cpu",)
 
 
 class _Worker:
@@ -165,22 +186,42 @@ def _main(rank: int, make_worker: MakeWorker[Any], pipe: Connection[Any, Any], p
     """A worker process."""
     die_with_parent(parent_pid)
     signal.signal(signal.SIGTERM, _leave)
+    line = _Line(rank, pipe)
     try:
         with closing(make_worker(rank)) as work:
-            pipe.send(Ready(rank=rank))
-            while (task := pipe.recv()) is not None:
-                name = task.name
-
-                def report(data: Mapping[str, Any], name: str = name) -> None:
-                    pipe.send(Progress(rank=rank, task=name, data=data))
-
-                counts = work(task, report)
-                pipe.send(Done(rank=rank, task=name, counts=dict(counts)))
-                pipe.send(Ready(rank=rank))
+            work(line, line)
     except Exception as error:
         if os.getppid() != parent_pid:  # nobody is left to tell
             raise
-        pipe.send(Raised(rank=rank, error=_portable(error), traceback=traceback.format_exc()))
+        line.send(Raised(rank=rank, error=portable(error), traceback=traceback.format_exc()))
+
+
+class _Line:
+    """The worker's end of the pipe: the tasks that come, and :class:`avpipe.pipeline.runner.Tell`."""
+
+    def __init__(self, rank: int, pipe: Connection[Any, Any]) -> None:
+        self._rank, self._pipe = rank, pipe
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Task:
+        self.send(Ready(rank=self._rank))
+        task: Task | None = self._pipe.recv()
+        if task is None:
+            raise StopIteration
+        return task
+
+    def progress(self, task: str, data: Mapping[str, Any]) -> None:
+        self.send(Progress(rank=self._rank, task=task, data=data))
+
+    def done(self, task: str, counts: Mapping[str, int]) -> None:
+        self.send(Done(rank=self._rank, task=task, counts=dict(counts)))
+
+    def send(self, event: Event) -> None:
+        with self._lock:  # two events must not be mixed up
+            self._pipe.send(event)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
@@ -188,7 +229,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def _portable(error: Exception) -> Exception:
+def portable(error: Exception) -> Exception:
     """The error itself if it can cross a process border, else one that says the same."""
     try:
         same = type(pickle.loads(pickle.dumps(error))) is type(error)

@@ -9,12 +9,15 @@ from avpipe.pipeline.store._feature_set import FeatureSet
 from avpipe.pipeline.store._formats import FORMATS, open_reader, open_writer
 from avpipe.pipeline.store._rows import Reader, Writer
 from avpipe.pipeline.store._shard_writer import ShardWriter
+from avpipe.pipeline.store._text import TextReader, TextWriter
 
 __all__ = [
     "FORMATS",
     "FeatureSet",
     "Reader",
     "ShardWriter",
+    "TextReader",
+    "TextWriter",
     "Writer",
     "open_reader",
     "open_writer",

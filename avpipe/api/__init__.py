@@ -1,0 +1,30 @@
+"""The commands as Python functions: what ``avpipe prepare``, ``extract``, ``train``, ``score`` and ``caption`` do.
+
+The three stages meet on disk and never import one another; this package is where a job needs two of them at once, as
+training does, which scores its own captions on the validation split. ``cli.py`` only reads options and prints.
+"""
+
+from avpipe.api.extracting import Extraction, extraction, extraction_again, failed, verify
+from avpipe.api.places import choose_dataset, choose_run, open_workspace
+from avpipe.api.preparing import clips_of, prepare
+from avpipe.api.scoring import caption, captions_of, score_files, score_run
+from avpipe.api.training import open_features, train
+
+__all__ = [
+    "Extraction",
+    "caption",
+    "captions_of",
+    "choose_dataset",
+    "choose_run",
+    "clips_of",
+    "extraction",
+    "extraction_again",
+    "failed",
+    "open_features",
+    "open_workspace",
+    "prepare",
+    "score_files",
+    "score_run",
+    "train",
+    "verify",
+]

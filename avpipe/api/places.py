@@ -1,0 +1,76 @@
+"""Which workspace, which dataset, which run."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from avpipe.pipeline.errors import UnknownNameError, UsageError
+from avpipe.pipeline.workspace import Workspace
+
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=,@-]{0,199}")
+
+
+def open_workspace(root: Path | None = None) -> Workspace:
+    """The workspace asked for, or the default one; it need not exist yet.
+
+    Raises:
+        UsageError: something that is no readable folder stands in its place.
+    """
+    workspace = Workspace.find(root)
+    if workspace.root.exists() and not workspace.root.is_dir():
+        raise UsageError(f"workspace: expected a folder at {workspace.root}, got a file; try another --workspace")
+    if workspace.root.exists() and not os.access(workspace.root, os.R_OK | os.X_OK):
+        raise UsageError(f"workspace: {workspace.root} cannot be read; change its mode, or try another --workspace")
+    return workspace
+
+
+def check_folder_name(what: str, name: str) -> None:
+    """A name that becomes a folder leads to no other place."""
+    if not _FOLDER_NAME.fullmatch(name):
+        raise UsageError(f"{what}: expected letters, digits and _ . + = , @ -, a letter or digit first, got {name!r}")
+
+
+def choose_dataset(workspace: Workspace, dataset: str | None, *, extracted: bool = False) -> str:
+    """The dataset asked for, or the only one there is.
+
+    Args:
+        workspace: where to look.
+        dataset: a name, or ``None``.
+        extracted: whether it must have features.
+
+    Raises:
+        UnknownNameError: it is not prepared (or has no features).
+        UsageError: none was asked for, and there is none or more than one.
+    """
+    prepared = workspace.prepared()
+    known = [name for name in prepared if not extracted or workspace.extracted(name)]
+    if dataset is not None and dataset not in prepared:
+        raise UnknownNameError("dataset", dataset, prepared, f"Prepared are these. Try: avpipe prepare {dataset}")
+    if dataset is not None and dataset not in known:
+        raise UsageError(f"no features of {dataset!r} yet in {workspace.root}; try: avpipe extract --dataset {dataset}")
+    if dataset is not None:
+        return dataset
+    if not prepared:
+        raise UsageError(f"no dataset is prepared yet in {workspace.root}; try: avpipe prepare NAME")
+    if not known:
+        raise UsageError(f"nothing is extracted yet in {workspace.root}; try: avpipe extract --dataset {prepared[0]}")
+    if len(known) > 1:
+        raise UsageError(f"which dataset? In {workspace.root} there are {', '.join(known)}: say which with --dataset")
+    return known[0]
+
+
+def choose_run(workspace: Workspace, run: str | None) -> str:
+    """The run asked for, or the newest.
+
+    Raises:
+        UnknownNameError: no run of that name.
+        UsageError: none was asked for, and there is none.
+    """
+    known = workspace.runs()
+    if run is not None and run not in known:
+        raise UnknownNameError("run", run, known, "" if known else "Try: avpipe train")
+    if not known:
+        raise UsageError(f"no run yet in {workspace.root}; try: avpipe train")
+    return run or known[-1]

@@ -1,0 +1,60 @@
+"""Manifests: what ``avpipe prepare`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from avpipe.pipeline.workspace import Workspace
+
+if TYPE_CHECKING:
+    from avpipe.data_manifests.dataset import Progress
+    from avpipe.data_manifests.manifest import Header
+    from avpipe.pipeline.clip import Clip
+
+
+def prepare(
+    workspace: Workspace,
+    dataset: str,
+    *,
+    media: Path | None = None,
+    annotations: Path | None = None,
+    overrides: Sequence[str] = (),
+    clips_per_shard: int | None = None,
+    progress: Progress | None = None,
+) -> Header:
+    """Make the manifest of a dataset; see :func:`avpipe.data_manifests.prepare.prepare`.
+
+    Args:
+        workspace: where it goes.
+        dataset: name of a dataset module.
+        media: folder of the media files.
+        annotations: the annotation file or folder.
+        overrides: of the module's options: ``clips.train=400``.
+        clips_per_shard: how the features will be sharded.
+        progress: called with (done, total) where making media takes long.
+
+    Returns:
+        The manifest's header: counts, and what a user should know.
+    """
+    from avpipe.data_manifests.manifest import CLIPS_PER_SHARD
+    from avpipe.data_manifests.prepare import prepare
+    from avpipe.pipeline.config import override
+
+    return prepare(
+        dataset,
+        workspace,
+        options=override({}, overrides),
+        media=media,
+        annotations=annotations,
+        clips_per_shard=clips_per_shard or CLIPS_PER_SHARD,
+        progress=progress,
+    )
+
+
+def clips_of(workspace: Workspace, dataset: str, split: str) -> tuple[Clip, ...]:
+    """The clips of one split of a prepared dataset."""
+    from avpipe.data_manifests import manifest
+
+    return manifest.read(workspace.manifest(dataset), splits=[split]).clips

@@ -1,0 +1,169 @@
+"""Stage three: what ``avpipe score`` and ``avpipe caption`` do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from avpipe.api.preparing import clips_of
+from avpipe.api.training import check_extracted, open_features
+from avpipe.pipeline.errors import ClipError, UnknownNameError, UsageError
+from avpipe.pipeline.workspace import Workspace
+
+if TYPE_CHECKING:
+    from avpipe.eval import ScoreReport
+    from avpipe.eval.coverage import Missing
+    from avpipe.pipeline.captions import Caption
+    from avpipe.pipeline.features import Features, FeatureSpec
+    from avpipe.train.checkpoint import LoadedCaptioner
+    from avpipe.train.dataset import FeatureSource
+
+
+def captions_of(workspace: Workspace, run: str, split: str) -> dict[str, str]:
+    """The captions of one split by a run's best checkpoint; made if they are not there, or older than it.
+
+    Written to ``captions/<split>.json`` of the run in the COCO results form.
+
+    Raises:
+        CheckpointError: the run has no whole checkpoint.
+        FingerprintError: the dataset's features are not those that the run was trained on.
+    """
+    from avpipe.data_manifests import manifest
+    from avpipe.eval.coco import read_results, write_results
+    from avpipe.train.generate import caption_clips
+
+    folder = workspace.run(run)
+    path = folder / "captions" / f"{split}.json"
+    loaded = _load_best(folder)
+    made_by = path.with_suffix(".checkpoint")
+    if path.exists() and made_by.exists() and made_by.read_text(encoding="utf-8") == loaded.name:
+        return dict(read_results(path))
+    dataset = loaded.config.dataset
+    clips = manifest.read(workspace.manifest(dataset), splits=[split]).clips
+    sources = open_features(workspace, dataset, list(loaded.specs))
+    check_extracted(dataset, sources, [clip.clip_id for clip in clips])
+    captions = {caption.clip_id: caption.text for caption in caption_clips(loaded, clips, sources, device=device())}
+    made_by.unlink(missing_ok=True)
+    write_results(path, captions)
+    made_by.write_text(loaded.name, encoding="utf-8")
+    return captions
+
+
+def score_run(
+    workspace: Workspace, run: str, split: str = "test", *, metrics: Sequence[str] = (), missing: Missing = "error"
+) -> ScoreReport:
+    """Caption one split with a run's best checkpoint and score it; written to ``scores/`` of the run.
+
+    Every look at the test split is noted in the run's ``test_access.log``.
+
+    Raises:
+        UsageError: no such split, or none of its clips has a reference.
+        ScoringError: captions cannot be scored.
+    """
+    from avpipe.eval import DEFAULT, score
+    from avpipe.eval.metric import find_metrics
+    from avpipe.pipeline.clip import SPLITS
+    from avpipe.pipeline.files import storage_errors
+    from avpipe.train import checkpoint
+
+    if split not in SPLITS:
+        raise UnknownNameError("split", split, SPLITS)
+    find_metrics(metrics or DEFAULT)  # a misspelt metric is no look at the test split
+    folder = workspace.run(run)
+    captions = captions_of(workspace, run, split)
+    log = folder / "test_access.log"
+    if split == "test":
+        with storage_errors(log), log.open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} score {split} of {run}\n")
+    dataset = checkpoint.read(folder / "checkpoints" / "best")[0].dataset
+    references = {clip.clip_id: clip.captions for clip in clips_of(workspace, dataset, split) if clip.captions}
+    if not references:
+        raise UsageError(f"the {split} split of {dataset!r} has no captions to score against")
+    candidates = {clip_id: text for clip_id, text in captions.items() if clip_id in references}
+    report = score(candidates, references, metrics=metrics or DEFAULT, missing=missing, split=split)
+    report.write(folder / "scores")
+    return report
+
+
+def score_files(
+    predictions: Path | None, references: Path | None, *, metrics: Sequence[str] = (), missing: Missing = "error"
+) -> ScoreReport:
+    """Score a file of predictions of any model against a file of references.
+
+    Args:
+        predictions: COCO results, or ``{id: caption}``.
+        references: COCO captions, or ``{id: [captions]}``.
+        metrics: by name; default: all.
+        missing: what a clip without a caption means.
+
+    Raises:
+        UsageError: one of the files was not given.
+        DataError: a file is not of that form.
+        ScoringError: coverage is not complete.
+    """
+    from avpipe.eval import DEFAULT, score
+    from avpipe.eval.coco import read_references, read_results
+
+    if predictions is None or references is None:
+        raise UsageError("--predictions and --references go together: got only one of them")
+    found, wanted = read_results(predictions), read_references(references)
+    return score(found, wanted, metrics=metrics or DEFAULT, missing=missing, split=references.stem)
+
+
+def caption(workspace: Workspace, file: Path, run: str, *, beams: int | None = None) -> Caption:
+    """Caption one media file with a run's best checkpoint. How to extract its features stands in the checkpoint.
+
+    Raises:
+        ClipError: the file cannot be used.
+        FingerprintError: the encoders of today would give other features than those it was trained on.
+    """
+    from avpipe.extract.recipe import rebuild
+    from avpipe.extract.run import extract_file
+    from avpipe.pipeline.clip import Clip
+    from avpipe.pipeline.features import Segments
+    from avpipe.train.generate import caption_clips
+
+    loaded = _load_best(workspace.run(run))
+    found = extract_file(file, rebuild(loaded.specs), device=device())
+    if not any(name in found for name in loaded.specs):
+        raise ClipError("empty", f"it has none of what run {run!r} was trained on: {', '.join(loaded.specs)}")
+    if beams is not None:
+        generate = loaded.config.generate.model_copy(update={"beams": beams})
+        loaded = replace(loaded, config=loaded.config.model_copy(update={"generate": generate}))
+    clip = Clip(clip_id="file", dataset="file", path="file", split="test")
+    rows = {name: features for name, features in found.items() if not isinstance(features, Segments)}
+    sources: dict[str, FeatureSource] = {name: _OneClip(spec, rows.get(name)) for name, spec in loaded.specs.items()}
+    return caption_clips(loaded, [clip], sources, device=device())[0]
+
+
+@dataclass(slots=True)
+class _OneClip:
+    """The features of a single clip, where a feature set is expected."""
+
+    spec: FeatureSpec
+    features: Features | None
+
+    def __contains__(self, clip_id: object) -> bool:
+        return self.features is not None
+
+    def read(self, clip_id: str) -> Features:
+        """In the type that a feature set would have on disk: a captioner sees what it was trained on."""
+        if self.features is None:
+            raise KeyError(clip_id)
+        return replace(self.features, data=self.features.data.astype(self.spec.dtype))
+
+
+def device() -> str:
+    """Where captions are generated: the first GPU, or the CPU."""
+    import torch
+
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def _load_best(folder: Path) -> LoadedCaptioner:
+    from avpipe.train import checkpoint
+
+    return checkpoint.load(folder / "checkpoints" / "best")

@@ -1,0 +1,167 @@
+"""Stage two: what ``avpipe train`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from avpipe.api.places import check_folder_name, choose_dataset
+from avpipe.pipeline.errors import DataError, UnknownNameError, UsageError
+from avpipe.pipeline.workspace import Workspace
+
+if TYPE_CHECKING:
+    from avpipe.pipeline.store import FeatureSet
+    from avpipe.train.config import RunConfig
+    from avpipe.train.loop import OnEvent, TrainResult
+
+
+def train(
+    workspace: Workspace,
+    *,
+    recipe: str = "default",
+    dataset: str | None = None,
+    fusion: str | None = None,
+    features: Sequence[str] = (),
+    modalities: Sequence[str] = (),
+    seed: int | None = None,
+    name: str | None = None,
+    overrides: Sequence[str] = (),
+    on_event: OnEvent | None = None,
+) -> tuple[str, TrainResult]:
+    """Train a captioner on extracted features; validate by CIDEr; caption the validation split with the best.
+
+    Args:
+        workspace: where everything lies.
+        recipe: name of a training recipe, or a YAML file.
+        dataset: which; default: the recipe's, or the only one with features.
+        fusion: instead of the recipe's.
+        features: feature sets to train on; default: the recipe's, or all there are.
+        modalities: use feature sets of these alone.
+        seed: instead of the recipe's.
+        name: of the run; default: made of the settings, with a number behind it if that run has other ones.
+        overrides: dotted: ``train.lr=1e-4``.
+        on_event: told of steps and validations.
+
+    Returns:
+        The run's name, and what became of the training.
+
+    Raises:
+        UsageError: a name or a setting is wrong; a run of that name has other settings.
+        StoreError: features are missing or damaged.
+    """
+    from avpipe.api.scoring import captions_of
+    from avpipe.data_manifests import manifest
+    from avpipe.eval import ValidationScorer
+    from avpipe.train.config import read
+    from avpipe.train.loop import train
+
+    asked = {"dataset": dataset, "fusion": fusion, "train.seed": seed}
+    settings: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
+    settings |= {key: list(value) for key, value in (("features", features), ("modalities", modalities)) if value}
+    config = read(recipe, overrides, settings)
+    dataset = choose_dataset(workspace, config.dataset or None, extracted=True)
+    sources = open_features(workspace, dataset, config.features, config.modalities)
+    config = config.model_copy(update={"dataset": dataset, "features": tuple(sources)})
+    # The test split is sealed: its captions never become clips here.
+    clips = manifest.read(workspace.manifest(dataset), splits=("train", "val"))
+    check_extracted(dataset, sources, [clip.clip_id for clip in clips.clips])
+    name = _run_name(workspace, config, name)
+    val = [clip for clip in clips.split("val") if clip.captions]
+    score = ValidationScorer({clip.clip_id: clip.captions for clip in val}) if val else None
+    result = train(
+        config,
+        sources=sources,
+        train_clips=clips.split("train"),
+        val_clips=val,
+        run_folder=workspace.run(name),
+        score=score,
+        on_event=on_event or (lambda event: None),
+    )
+    if val:
+        captions_of(workspace, name, "val")
+    return name, result
+
+
+def open_features(
+    workspace: Workspace, dataset: str, names: Sequence[str] = (), modalities: Sequence[str] = ()
+) -> dict[str, FeatureSet]:
+    """Feature sets of a dataset by name, to read from.
+
+    Args:
+        workspace: where everything lies.
+        dataset: which.
+        names: which feature sets; default: all there are but those of text, which an encoder must read first.
+        modalities: of those, the ones of these modalities; default: all.
+
+    Raises:
+        UnknownNameError: no feature set of that name.
+        UsageError: none is left, or one holds text.
+        StoreError: one is damaged.
+    """
+    from avpipe.pipeline.store import FeatureSet
+
+    known = workspace.extracted(dataset)
+    for name in names:
+        if name not in known:
+            raise UnknownNameError("feature set", name, known, f"Try: avpipe extract -d {dataset} -e {name}")
+    found = {name: FeatureSet(workspace.feature_set(dataset, name)) for name in names or known}
+    text = [name for name, source in found.items() if source.spec.is_text]
+    if names and text:
+        raise UsageError(
+            f"feature set {text[0]!r} holds text; make vectors of it first: avpipe extract -d {dataset} -e bert_text "
+            f"bert_text.of={text[0]}"
+        )
+    found = {name: source for name, source in found.items() if name not in text}
+    chosen = {name: source for name, source in found.items() if not modalities or source.spec.modality in modalities}
+    if not chosen:
+        there = ", ".join(f"{name} ({source.spec.modality})" for name, source in found.items())
+        raise UsageError(f"no feature set of {dataset!r} is of modality {', '.join(modalities)}; there are: {there}")
+    return chosen
+
+
+def check_extracted(dataset: str, sources: Mapping[str, FeatureSet], clip_ids: Sequence[str]) -> None:
+    """Make sure that every clip was extracted, for every feature set.
+
+    Raises:
+        DataError: some were not.
+    """
+    for name, source in sources.items():
+        missing = source.missing(clip_ids)
+        if missing:
+            raise DataError(
+                f"feature set {name!r} of {dataset!r} says nothing about {len(missing)} of {len(clip_ids)} clips "
+                f"(first: {missing[0]}): its extraction was broken off, or the manifest has grown. Run avpipe extract"
+            )
+
+
+def _run_name(workspace: Workspace, config: RunConfig, name: str | None) -> str:
+    """The name asked for, or one made of the settings; never that of a run with other settings."""
+    if name is not None:
+        check_folder_name("name of a run", name)
+        differences = _differences(workspace.run(name), config)
+        if differences:
+            listed = "\n".join(f"  - {line}" for line in differences)
+            raise UsageError(
+                f"run {name!r} has other settings (there against asked for):\n{listed}\n"
+                f"Choose another --name, or delete {workspace.run(name)}"
+            )
+        return name
+    parts = [config.dataset, config.fusion["name"], *config.modalities, f"seed{config.train.seed}"]
+    base = "-".join(parts)
+    names = [base, *(f"{base}-{number}" for number in range(2, 10_000))]
+    return next(candidate for candidate in names if not _differences(workspace.run(candidate), config))
+
+
+def _differences(folder: Path, config: RunConfig) -> list[str]:
+    """How the settings of a run in a folder differ; none if there is no run."""
+    from avpipe.pipeline.config import flat, read_yaml
+
+    if not (folder / "config.yaml").exists():
+        return []
+    there, asked = flat(read_yaml(folder / "config.yaml")), flat(config.model_dump(mode="json"))
+    return [
+        f"{key}: {there.get(key)!r} against {asked.get(key)!r}"
+        for key in sorted(there.keys() | asked.keys())
+        if there.get(key) != asked.get(key)
+    ]
