@@ -1,7 +1,7 @@
 """The commands as Python functions: what ``avpipe prepare``, ``extract``, ``train``, ``score`` and ``caption`` do.
 
 The three stages meet on disk and never import one another; this package is where a job needs two of them at once, as
-training does, which scores its own captions on the validation split. ``cli.py`` only reads options and prints.
+training does, which scores its own captions on the validation split. ``cli`` only reads options and prints.
 """
 
 from avpipe.api.extracting import Extraction, extraction, extraction_again, failed, verify

@@ -149,10 +149,10 @@ class _OneClip:
     def __contains__(self, clip_id: object) -> bool:
         return self.features is not None
 
-    def read(self, clip_id: str) -> Features:
+    def read(self, clip_id: str, view: int = 0) -> Features:
         """In the type that a feature set would have on disk: a captioner sees what it was trained on."""
-        if self.features is None:
-            raise KeyError(clip_id)
+        if self.features is None or view:
+            raise KeyError((clip_id, view))
         return replace(self.features, data=self.features.data.astype(self.spec.dtype))
 
 

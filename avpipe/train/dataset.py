@@ -29,8 +29,8 @@ class FeatureSource(Protocol):
     def __contains__(self, clip_id: object) -> bool:
         """Whether a clip has features."""
 
-    def read(self, clip_id: str) -> Features:
-        """The features of a clip."""
+    def read(self, clip_id: str, view: int = 0) -> Features:
+        """The features of a clip: of the plain view, or of one of ``spec.views``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +65,30 @@ class ClipDataset:
         self.sources = dict(sources)
         self.special = tokenizer.special if tokenizer else None
         self.captions = [_encode(clip, tokenizer, max_tokens) for clip in self.clips] if tokenizer else []
-        self._cached: list[dict[str, _Rows | None]] | None = None
+        self._views = {name: source.spec.views for name, source in self.sources.items()}
+        self._cached: dict[tuple[int, str, int], _Rows | None] | None = None
         if cache:
-            self._cached = [self._read(clip) for clip in self.clips]
+            self._cached = {
+                (index, name, view): self._read(index, name, view)
+                for index in range(len(self.clips))
+                for name, views in self._views.items()
+                for view in range(views if tokenizer else 1)  # without captions nobody trains, and nobody draws
+            }
 
-    def batch(self, items: Sequence[tuple[int, Sequence[int]]]) -> Batch:
+    def batch(self, items: Sequence[tuple[int, Sequence[int]]], draw: tuple[int, ...] | None = None) -> Batch:
         """Collate.
 
         Args:
             items: indices of clips, each with the indices of the captions to take.
+            draw: where feature sets hold several views of a clip, seed of the draw among them, by clip; ``None``: the
+                plain views.
         """
         clips = [self.clips[index] for index, _ in items]
-        rows = [self._cached[index] if self._cached else self._read(self.clips[index]) for index, _ in items]
+        views = [self._draw(index, draw) for index, _ in items]
+        rows = [
+            {name: self._rows(index, name, chosen[name]) for name in self.sources}
+            for (index, _), chosen in zip(items, views, strict=True)
+        ]
         features, mask, pts_seconds, present = {}, {}, {}, {}
         for name, source in self.sources.items():
             found = [row[name] for row in rows]
@@ -102,17 +114,24 @@ class ClipDataset:
             caption_clip=caption_clip,
         )
 
-    def _read(self, clip: Clip) -> dict[str, _Rows | None]:
-        found: dict[str, _Rows | None] = {}
-        for name, source in self.sources.items():
-            if clip.clip_id not in source:
-                found[name] = None
-                continue
-            features = source.read(clip.clip_id)
-            # Copied: what is read may be a view of a file that is mapped into memory.
-            data, pts = np.array(features.data), features.pts_seconds.astype(np.float32)
-            found[name] = _Rows(torch.from_numpy(data), torch.from_numpy(pts))
-        return found
+    def _draw(self, index: int, draw: tuple[int, ...] | None) -> dict[str, int]:
+        """Which view of each feature set."""
+        if draw is None or max(self._views.values(), default=1) == 1:
+            return dict.fromkeys(self._views, 0)
+        random = np.random.default_rng((*draw, index))
+        return {name: int(random.integers(views)) for name, views in self._views.items()}
+
+    def _rows(self, index: int, name: str, view: int) -> _Rows | None:
+        return self._read(index, name, view) if self._cached is None else self._cached[index, name, view]
+
+    def _read(self, index: int, name: str, view: int) -> _Rows | None:
+        clip_id, source = self.clips[index].clip_id, self.sources[name]
+        if clip_id not in source:
+            return None
+        features = source.read(clip_id, view)
+        # Copied: what is read may be a view of a file that is mapped into memory.
+        data, pts = np.array(features.data), features.pts_seconds.astype(np.float32)
+        return _Rows(torch.from_numpy(data), torch.from_numpy(pts))
 
 
 def _encode(clip: Clip, tokenizer: Tokenizer, max_tokens: int) -> list[list[int]]:
@@ -166,11 +185,13 @@ def epoch_items(
     return [shuffled[start : start + batch_size] for start in range(0, len(shuffled), batch_size)]
 
 
-def loader(dataset: ClipDataset, batches: Sequence[Items], num_workers: int) -> Iterator[Batch]:
-    """The given batches, read ahead by ``num_workers`` processes."""
+def loader(
+    dataset: ClipDataset, batches: Sequence[Items], num_workers: int, draw: tuple[int, ...] | None = None
+) -> Iterator[Batch]:
+    """The given batches, read ahead by ``num_workers`` processes. ``draw``: see :meth:`ClipDataset.batch`."""
     return iter(
         DataLoader(
-            _Batches(dataset, batches),
+            _Batches(dataset, batches, draw),
             batch_size=None,
             num_workers=num_workers,
             # Loading draws no random number, and must not take any from the training's own stream.
@@ -180,14 +201,14 @@ def loader(dataset: ClipDataset, batches: Sequence[Items], num_workers: int) -> 
 
 
 class _Batches(torch.utils.data.Dataset[Batch]):
-    def __init__(self, dataset: ClipDataset, batches: Sequence[Items]) -> None:
-        self.dataset, self.batches = dataset, batches
+    def __init__(self, dataset: ClipDataset, batches: Sequence[Items], draw: tuple[int, ...] | None) -> None:
+        self.dataset, self.batches, self.draw = dataset, batches, draw
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, index: int) -> Batch:
-        return self.dataset.batch(self.batches[index])
+        return self.dataset.batch(self.batches[index], self.draw)
 
 
 def fits_in_memory(clips: Sequence[Clip], sources: Mapping[str, FeatureSource]) -> bool:
@@ -196,5 +217,6 @@ def fits_in_memory(clips: Sequence[Clip], sources: Mapping[str, FeatureSource]) 
     for source in sources.values():
         sample = [clip.clip_id for clip in clips[:256] if clip.clip_id in source][:8]
         if sample:
-            size += float(np.mean([source.read(clip_id).data.nbytes for clip_id in sample])) * len(clips)
+            bytes_a_view = float(np.mean([source.read(clip_id).data.nbytes for clip_id in sample]))
+            size += bytes_a_view * source.spec.views * len(clips)
     return size <= CACHED_SHARE * psutil.virtual_memory().available

@@ -202,7 +202,8 @@ def train(
     while not progress.finished:
         batches = batches_of(progress.epoch)
         waiting = -time.monotonic()  # for data; becomes seconds since the last log row
-        for batch in loader(data, _shares(batches[progress.batch :], accelerator), settings.num_workers):
+        rest = _shares(batches[progress.batch :], accelerator)
+        for batch in loader(data, rest, settings.num_workers, draw=(settings.seed, progress.epoch)):
             waiting += time.monotonic()
             lr = _learning_rate(progress.step, total_steps, settings)
             for group in optimizer.param_groups:

@@ -26,7 +26,7 @@ class ToySource:
     def __contains__(self, clip_id: object) -> bool:
         return clip_id in self.facts
 
-    def read(self, clip_id: str) -> Features:
+    def read(self, clip_id: str, view: int = 0) -> Features:
         rows = 2 + len(clip_id) % 3
         data = np.zeros((rows, 4), dtype=np.float16)
         data[:, self.facts[clip_id]] = 3

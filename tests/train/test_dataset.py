@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -141,6 +141,50 @@ def test_cached_features_are_the_same_and_read_once(tokenizer: Tokenizer) -> Non
         assert_equal(cached.batch(items), plain.batch(items))
     assert [source.reads for source in cached.sources.values()] == reads == [3, 3]
     assert [source.reads for source in plain.sources.values()] == [6, 6]
+
+
+def viewed(tokenizer: Tokenizer | None, views: int, **options: Any) -> ClipDataset:
+    """Feature sets that hold several views of each clip; the last set holds one."""
+    made = sources()
+    made["see"].spec = replace(made["see"].spec, views=views)
+    return ClipDataset(clips(CAPTIONS), made, tokenizer=tokenizer, **options)
+
+
+def shift(data: ClipDataset, clip: int, draw: tuple[int, ...] | None) -> int:
+    """Which view of a clip a batch holds: toys shift their rows by its number."""
+    plain, drawn = (data.batch([(clip, (0,))], which).features for which in (None, draw))
+    assert torch.equal(plain["hear"], drawn["hear"])
+    difference = (drawn["see"] - plain["see"]).unique()
+    assert len(difference.round(decimals=4).unique()) == 1
+    return round(float(difference[0]))
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_training_draws_one_view_of_each_clip(tokenizer: Tokenizer, cache: bool) -> None:
+    data = viewed(tokenizer, 4, cache=cache)
+    seen = {
+        draw: [shift(data, clip, draw) for clip in (0, 1, 4)]
+        for draw in [(seed, e) for seed in (0, 1) for e in range(20)]
+    }
+    assert {view for views in seen.values() for view in views} == {0, 1, 2, 3}
+    assert len({tuple(views) for views in seen.values()}) > 10  # neither the same in all epochs nor for all clips
+    assert seen[0, 3] == [shift(data, clip, (0, 3)) for clip in (0, 1, 4)]
+    batch = data.batch([(4, (0,)), (0, (0,))], (0, 3)).features["see"]  # neither order nor company matters
+    assert torch.equal(batch[1], data.batch([(0, (0,))], (0, 3)).features["see"][0])
+
+
+def test_whoever_does_not_train_sees_the_plain_view(tokenizer: Tokenizer) -> None:
+    without, plain = viewed(None, 4, cache=True), build()
+    assert_equal(without.batch([(0, ()), (4, ())]), plain.batch([(0, ()), (4, ())]))
+    assert without.sources["see"].reads == 3  # type: ignore[attr-defined]  # the other views were not even read
+
+
+def test_the_loader_passes_the_draw_on(tokenizer: Tokenizer) -> None:
+    data = viewed(tokenizer, 4)
+    items: list[Items] = [[(0, (0,)), (4, (0,))]]
+    (drawn,), (plain,) = loader(data, items, 0, (0, 3)), loader(data, items, 0)
+    assert torch.equal(drawn.features["see"], data.batch(items[0], (0, 3)).features["see"])
+    assert not torch.equal(drawn.features["see"], plain.features["see"])
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])

@@ -142,7 +142,9 @@ def test_a_loss_that_is_not_finite_names_the_clips(tmp_path: Path) -> None:
     clips = toys.clips(3)
     found = toys.sources(clips)
     read = found["ears"].read
-    found["ears"].read = lambda clip_id: _broken(read(clip_id)) if clip_id == clips[1].clip_id else read(clip_id)  # type: ignore[method-assign]
+    found["ears"].read = lambda clip_id, view=0: (
+        _broken(read(clip_id)) if clip_id == clips[1].clip_id else read(clip_id)
+    )  # type: ignore[method-assign]
     with pytest.raises(TrainingError, match=rf"loss is nan at step 0, on the clips .*{clips[1].clip_id}"):
         train(toys.config(), sources=found, train_clips=clips, val_clips=[], run_folder=tmp_path)
 

@@ -115,9 +115,11 @@ class Source:
     def __contains__(self, clip_id: object) -> bool:
         return clip_id in self.features
 
-    def read(self, clip_id: str) -> Features:
+    def read(self, clip_id: str, view: int = 0) -> Features:
+        """Every view after the plain one is shifted by its number."""
         self.reads += 1
-        return self.features[clip_id]
+        found = self.features[clip_id]
+        return replace(found, data=found.data + view) if view else found
 
 
 def sources(lengths: Mapping[str, Sequence[int]] = LENGTHS) -> dict[str, Source]:
