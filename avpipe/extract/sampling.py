@@ -10,6 +10,9 @@ By name, as configurations write them::
     linspace          n frames at equal distances, first and last among them (MICap)
     headtail          n / 2 at random from the first half, n / 2 from the second (LAVIS, for training)
     consecutive:k     the middle stretch of n frames, every k-th (Video Swin's test clip: 32 frames, k = 2)
+    somewhere:k       the same from a random place (Video Swin's training clip)
+    middle:k          n neighbours in the middle of k frames that lie evenly in the first 10 s (AVCap: k = 20)
+    stretch:k         n neighbours of those k from a random one on (AVCap, for training)
     fps:x             x frames a second; of more than n, every so many-th
 """
 
@@ -23,6 +26,9 @@ import numpy.typing as npt
 
 Seconds = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
+
+FIRST_SECONDS = 10.0
+"""Of a clip, that CAV-MAE and AVCap look at."""
 
 
 def uniform(frame_pts_seconds: Seconds, count: int) -> Indices:
@@ -109,19 +115,82 @@ def consecutive(frame_pts_seconds: Seconds, count: int, interval: int = 1) -> In
     """``count`` frames from the middle of the clip, one every ``interval`` frames.
 
     The test clip of Video Swin and its kin (mmaction's ``SampleFrames`` in test mode, one clip). A clip that is too
-    short is stretched: its frames repeat.
+    short is stretched, where mmaction plays it again from the start: its frames repeat.
 
     Args:
         frame_pts_seconds: ``(N,)``, ascending.
         count: how many.
         interval: from one to the next, in frames.
     """
+    places = _places(frame_pts_seconds, count, interval)
+    return _from(places // 2, count, interval) if places else span_starts(frame_pts_seconds, count)
+
+
+def somewhere(frame_pts_seconds: Seconds, count: int, random: np.random.Generator, interval: int = 1) -> Indices:
+    """As :func:`consecutive`, but from a random place.
+
+    The training clip of Video Swin and its kin (mmaction's ``SampleFrames``, one clip).
+
+    Args:
+        frame_pts_seconds: ``(N,)``, ascending.
+        count: how many.
+        random: where chance comes from.
+        interval: from one to the next, in frames.
+    """
+    places = _places(frame_pts_seconds, count, interval)
+    return _from(int(random.integers(places)), count, interval) if places else span_starts(frame_pts_seconds, count)
+
+
+def _places(frame_pts_seconds: Seconds, count: int, interval: int) -> int:
+    """How many places a stretch of ``count`` times ``interval`` frames can start from; 0 if the clip is too short."""
     total = _check(frame_pts_seconds, count)
     if interval < 1:
         raise ValueError(f"interval: expected at least 1 frame, got {interval}")
-    if total < count * interval:
-        return np.arange(count) * total // count
-    return (total - count * interval) // 2 + interval * np.arange(count)
+    return max(0, total - count * interval + 1)
+
+
+def _from(first: int, count: int, interval: int) -> Indices:
+    return first + interval * np.arange(count, dtype=np.int64)
+
+
+def middle(frame_pts_seconds: Seconds, count: int, of: int) -> Indices:
+    """``count`` neighbours in the middle of ``of`` frames that lie evenly in the first ten seconds.
+
+    CAV-MAE's and AVCap's evaluation: 10 or 20 frames of each clip are extracted (``extract_video_frame.py``), of which
+    the middle ones are used (``dataloader.py``).
+
+    Args:
+        frame_pts_seconds: ``(N,)``, ascending.
+        count: how many. Where it is more than ``of``, so many frames lie evenly.
+        of: how many to choose from.
+    """
+    evenly = _evenly(frame_pts_seconds, max(count, of))
+    start = (len(evenly) - count + 1) // 2  # of an even number, a single frame is the later of the two in the middle
+    return evenly[start : start + count]
+
+
+def stretch(frame_pts_seconds: Seconds, count: int, of: int, random: np.random.Generator) -> Indices:
+    """As :func:`middle`, but from a random one of the ``of`` frames on: AVCap's training.
+
+    Args:
+        frame_pts_seconds: ``(N,)``, ascending.
+        count: how many.
+        of: how many to choose from.
+        random: where chance comes from.
+    """
+    evenly = _evenly(frame_pts_seconds, max(count, of))
+    start = int(random.integers(len(evenly) - count + 1))
+    return evenly[start : start + count]
+
+
+def _evenly(frame_pts_seconds: Seconds, count: int) -> Indices:
+    """The first frame of each of ``count`` equal spans of the whole frames in the first ten seconds."""
+    _check(frame_pts_seconds, count)
+    since_first = frame_pts_seconds - frame_pts_seconds[0]
+    begun = int(np.searchsorted(since_first, FIRST_SECONDS + 1e-6, side="right"))
+    # Of a longer clip, the last frame that begins in time does not end in time.
+    whole = begun if begun == len(since_first) else max(1, begun - 1)
+    return np.arange(count) * whole // count
 
 
 _COUNTED: Mapping[str, Callable[[Seconds, int], Indices]] = {
@@ -129,8 +198,14 @@ _COUNTED: Mapping[str, Callable[[Seconds, int], Indices]] = {
     "span_starts": span_starts,
     "linspace": linspace,
 }
-_PATTERN = re.compile(r"uniform|span_starts|linspace|headtail|consecutive(:[1-9]\d*)?|fps:\d+(\.\d+)?")
-POLICIES = "uniform, span_starts, linspace, headtail, consecutive, consecutive:<interval>, fps:<rate>"
+_PATTERN = re.compile(
+    r"uniform|span_starts|linspace|headtail|(consecutive|somewhere)(:[1-9]\d*)?|(middle|stretch):[1-9]\d*"
+    r"|fps:\d+(\.\d+)?"
+)
+POLICIES = (
+    "uniform, span_starts, linspace, headtail, consecutive:<interval>, somewhere:<interval>, middle:<of>, "
+    "stretch:<of>, fps:<rate>"
+)
 
 
 def check(policy: str) -> str:
@@ -161,6 +236,12 @@ def choose(policy: str, frame_pts_seconds: Seconds, count: int, random: np.rando
         return headtail(frame_pts_seconds, count, random)
     if name == "consecutive":
         return consecutive(frame_pts_seconds, count, int(number or 1))
+    if name == "somewhere":
+        return somewhere(frame_pts_seconds, count, random, int(number or 1))
+    if name == "middle":
+        return middle(frame_pts_seconds, count, int(number))
+    if name == "stretch":
+        return stretch(frame_pts_seconds, count, int(number), random)
     if name == "fps":
         indices = per_second(frame_pts_seconds, float(number))
         return indices[uniform(indices.astype(np.float64), count)] if len(indices) > count else indices

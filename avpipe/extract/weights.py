@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from avpipe.pipeline.errors import MissingWeightsError, UsageError
+from avpipe.pipeline.places import cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +166,7 @@ def _fetched(repository: str, names: Sequence[str], revision: str | None, encode
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
     wanted = f"{repository}@{revision}" if revision else repository
-    obstacle = _why_no_hub()
+    obstacle = obstacle_to(_endpoint())
     if obstacle:
         problem = f"{' or '.join(names)} is not in the Hub's cache ({_cache_folder()}), and {obstacle}"
         raise MissingWeightsError(_missing(encoder, wanted, problem, repository=repository))
@@ -184,8 +185,8 @@ def _fetched(repository: str, names: Sequence[str], revision: str | None, encode
     raise MissingWeightsError(_missing(encoder, wanted, problem, repository=repository))
 
 
-def _why_no_hub() -> str:
-    """Why the Hub cannot be asked; empty if it answers.
+def obstacle_to(address: str) -> str:
+    """Why nothing can be fetched from an address; empty if somebody answers there.
 
     One short question without retries: ``hf_hub_download`` itself would try for half a minute where there is no
     network.
@@ -193,8 +194,8 @@ def _why_no_hub() -> str:
     from huggingface_hub import constants
 
     if constants.is_offline_mode():
-        return "HF_HUB_OFFLINE=1 forbids to ask the Hub"
-    question = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+        return f"HF_HUB_OFFLINE=1 forbids to ask {'the Hub' if address == _endpoint() else address}"
+    question = urllib.request.Request(address, method="HEAD")
     try:
         urllib.request.urlopen(question, timeout=HUB_TIMEOUT_SECONDS).close()
     except urllib.error.HTTPError:
@@ -202,8 +203,14 @@ def _why_no_hub() -> str:
     except OSError as error:
         reason = getattr(error, "reason", error)
         if not isinstance(reason, ssl.SSLError):  # somebody answers; whom to trust, the Hub's own library knows best
-            return f"{constants.ENDPOINT} does not answer ({reason})"
+            return f"{address} does not answer ({reason})"
     return ""
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return str(constants.ENDPOINT)
 
 
 def _cache_folder() -> str:
@@ -223,16 +230,10 @@ def _missing(encoder: str, wanted: str, problem: str, *, repository: str = "org/
     )
 
 
-def cache_folder() -> Path:
-    """Where avpipe keeps what it can compute again: ``$AVPIPE_CACHE``, else ``~/.cache/avpipe``."""
-    chosen = os.environ.get("AVPIPE_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "avpipe"
-
-
 def sha256_of(path: Path) -> str:
     """sha256 of a file's bytes, in hexadecimal.
 
-    Kept in :func:`cache_folder` under the file's real path, size and time of change: a file of gigabytes is read once.
+    Kept in the cache folder under the file's real path, size and time of change: a file of gigabytes is read once.
     """
     real = path.resolve()
     status = real.stat()

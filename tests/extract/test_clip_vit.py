@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from avpipe.extract import weights
-from avpipe.extract.encoders import _open_clip, clip_vit
-from avpipe.extract.media import Frames
+from avpipe.extract.encoders import _device, _frames, _open_clip, clip_vit
+from avpipe.extract.media import FrameRequest, Frames
 from avpipe.pipeline.config import parse
 from avpipe.pipeline.errors import (
     CheckpointError,
@@ -24,7 +24,7 @@ from avpipe.pipeline.errors import (
 )
 from avpipe.pipeline.features import Features
 
-from . import toys
+from . import toys, toys_vision
 
 TINY, TIMM, CNN, COCA = "tiny-ViT", "tiny-timm", "tiny-RN", "tiny-coca"
 
@@ -85,7 +85,7 @@ def test_preprocessing_equals_open_clip_bit_for_bit() -> None:
     encoder, video = make(), toys.frames(3, height=70, width=45)
     how = encoder.tower.preprocessing
     pixels = torch.from_numpy(encoder.prepare(toys.clip("v", video=video))["pixels"])
-    assert torch.equal(clip_vit.normalise(pixels, how.mean, how.std), preprocessed(preprocess, video))
+    assert torch.equal(_device.normalise(pixels, how.mean, how.std), preprocessed(preprocess, video))
 
 
 @pytest.mark.parametrize("model", [TINY, TIMM, CNN])
@@ -244,7 +244,7 @@ def test_activation_is_built_as_the_tower_says() -> None:
     video = torch.zeros(1, 3, 32, 32)
     plain, quick = (_open_clip.load(replace(tower, quick_gelu=quick), "all") for quick in (False, True))
     with torch.inference_mode():
-        difference = _open_clip.tokens_of(plain, video, "all") - _open_clip.tokens_of(quick, video, "all")
+        difference = plain(video) - quick(video)
     assert difference.abs().max() > 1e-3
 
 
@@ -304,7 +304,7 @@ def test_an_openai_archive_is_read_and_means_quick_gelu(tmp_path: Path) -> None:
     assert plain.spec.preprocessing["quick_gelu"] is False
     plain.load("cpu")
     for (name, one), other in zip(
-        encoder._visual.state_dict().items(), plain._visual.state_dict().values(), strict=True
+        encoder._network.state_dict().items(), plain._network.state_dict().values(), strict=True
     ):
         assert torch.equal(one, other), name
 
@@ -376,14 +376,12 @@ def test_encode_fails_before_load() -> None:
 def test_many_frames_go_through_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, video = make(tokens="cls"), toys.frames(7)
     whole = encode(encoder, video).data
-    monkeypatch.setattr(clip_vit, "FRAMES_AT_ONCE", 3)
+    monkeypatch.setattr(_frames, "FRAMES_AT_ONCE", 3)
     np.testing.assert_allclose(encode(encoder, video).data, whole, atol=2e-6)
 
 
 def test_the_cpu_computes_in_float32() -> None:
-    from avpipe.extract.encoders._device import mixed_precision
-
-    with mixed_precision("cpu", "bf16"):
+    with _device.mixed_precision("cpu", "bf16"):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
@@ -397,10 +395,27 @@ def test_a_gpu_gives_what_the_cpu_gives(precision: str, tolerance: float) -> Non
     np.testing.assert_allclose(on_gpu.data, on_cpu, atol=tolerance)
 
 
-@pytest.mark.parametrize("policy", ["uniform", "span_starts", "linspace"])
-def test_sampling_policies_are_those_of_the_module(policy: str) -> None:
-    from avpipe.extract import sampling
+def test_frames_are_asked_for_as_configured() -> None:
+    request = make(frames=5, sampling="linspace", views=2, view_sampling="headtail").request
+    assert request == FrameRequest(sampling="linspace", count=5, views=2, view_sampling="headtail")
+    with pytest.raises(ConfigError, match=r"sampling: .*expected one of uniform, .*got 'uniformly'"):
+        make(sampling="uniformly")
+    with pytest.raises(ConfigError, match=r"views: .*greater than or equal to 0.*-1"):
+        make(views=-1)
 
-    pts = np.arange(50.0) / 25
-    chosen = make(frames=5, sampling=policy).sample(pts)
-    np.testing.assert_array_equal(chosen, getattr(sampling, policy)(pts, 5))
+
+@pytest.mark.parametrize("tokens", ["all", "cls"])
+def test_compile_takes_hold_of_what_is_computed(tokens: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = toys_vision.caught_graphs(monkeypatch)
+    video = toys.frames(2)
+    plain = encode(make(tokens=tokens), video).data
+    assert graphs == []
+    np.testing.assert_allclose(encode(make(tokens=tokens, compile=True), video).data, plain, atol=2e-6)
+    assert toys_vision.calls_in(graphs, "layer_norm") >= 5, "two blocks with two norms each, and the last one"
+    assert toys_vision.calls_in(graphs, "attention") >= 2
+
+
+def test_siglip2_is_one_of_the_models(on_the_hub: list[str]) -> None:
+    spec = make(model="ViT-B-16-SigLIP2-256", weights="webli", tokens="mean").spec
+    assert on_the_hub == ["timm/ViT-B-16-SigLIP2-256"]
+    assert (spec.dim, spec.preprocessing["size"], spec.preprocessing["resize_mode"]) == (768, [256, 256], "squash")

@@ -42,7 +42,7 @@ class FrameConfig(base.Config):
 
     sampling: Sampling = "uniform"
     """How frames are chosen: ``uniform``, ``span_starts`` (LAVIS's uniform), ``linspace``, ``headtail``,
-    ``consecutive:<interval>`` or ``fps:<rate>``; see ``avpipe.extract.sampling``."""
+    ``consecutive:<interval>``, ``fps:<rate>`` ...; see ``avpipe.extract.sampling``."""
 
     views: int = Field(default=0, ge=0)
     """Augmented views to store beside the plain one, because augmentation happens upstream of a frozen encoder: half

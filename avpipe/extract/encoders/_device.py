@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -33,9 +35,45 @@ def download(tensor: torch.Tensor) -> npt.NDArray[np.float32]:
     return array
 
 
-def ready(module: torch.nn.Module, device: str, *, compile: bool = False) -> torch.nn.Module:
-    """A network on the device, for evaluation, compiled if asked for."""
+def ready(module: torch.nn.Module, device: str, *, compile: bool = False, dynamic: bool = True) -> torch.nn.Module:
+    """A network on the device, for evaluation, compiled if asked for: once for inputs of all sizes, or (not
+    ``dynamic``) again for each size.
+    """
     module = module.eval().requires_grad_(False).to(device)
     if compile:
-        module.compile(dynamic=True)
+        module.compile(dynamic=dynamic)
     return module
+
+
+class Applied(torch.nn.Module):
+    """A network and what is done with it, as one module: so ``torch.compile`` gets hold of all of it, and not of a
+    ``forward`` that nobody calls.
+    """
+
+    def __init__(self, network: torch.nn.Module, function: Callable[[Any, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.network = network
+        self.function = function
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """``function(network, inputs)``."""
+        return self.function(self.network, inputs)
+
+
+def normalise(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """uint8 ``(..., H, W, 3)`` -> float32 ``(..., 3, H, W)``: the operations of torchvision's ``ToTensor`` and
+    ``Normalize``, in their order, so that they round alike.
+    """
+    planes = pixels.movedim(-1, -3)
+    scaled = planes.to(torch.float32, memory_format=torch.contiguous_format).div(255)
+    middle = torch.tensor(mean, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
+    spread = torch.tensor(std, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
+    return scaled.sub_(middle).div_(spread)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Whatever torch draws inside comes from ``seed``; outside, nobody notices."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

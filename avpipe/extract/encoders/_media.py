@@ -47,6 +47,7 @@ def pictures_of(
     size: tuple[int, int],
     *,
     interpolation: str = "bicubic",
+    squash: bool = False,
 ) -> Pictures:
     """The frames that the feature set ``name`` asked for: the plain view fitted, each augmented one cropped and
     mirrored at random, all frames of a view alike.
@@ -58,6 +59,8 @@ def pictures_of(
         fit: brings one frame to size, for the plain view.
         size: ``(height, width)``.
         interpolation: of the augmented views.
+        squash: augmented views are cut out of fitted frames, not of whole ones: for networks that see all pictures
+            squashed to a square, as LAVIS has it.
 
     Raises:
         SkipClip: the clip has no video.
@@ -69,6 +72,8 @@ def pictures_of(
     for view in range(1, request.views + 1):
         random = np.random.default_rng((media.seed, view, 1))  # 1: another stream than the one that chose the frames
         part = frames.data[view * count : (view + 1) * count]
+        if squash:
+            part = np.stack([fit(frame) for frame in part])
         views.append(images.augment(part, size, random, interpolation=interpolation))
     return Pictures(pixels=np.concatenate(views), pts_seconds=frames.pts_seconds)
 

@@ -9,12 +9,14 @@ import json
 import logging
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from avpipe.extract import weights
+from avpipe.extract.encoders._frames import Preprocessing, patch_rows
 from avpipe.pipeline.errors import CheckpointError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
@@ -31,22 +33,6 @@ WEIGHT_NAMES = (
     "open_clip_pytorch_model.pth",
 )
 CONFIG_NAME = "open_clip_config.json"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preprocessing:
-    """The model's own preprocessing; field names are those of open_clip's ``PreprocessCfg``."""
-
-    size: tuple[int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    interpolation: str = "bicubic"
-    resize_mode: str = "shortest"
-    fill_color: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields, as JSON-ready values."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,23 +238,23 @@ def probe(tower: Tower, tokens: str) -> tuple[int, int]:
 
 
 def load(tower: Tower, tokens: str) -> torch.nn.Module:
-    """The tower with its weights, on the CPU, in evaluation mode.
+    """The tower with its weights, on the CPU, in evaluation mode: normalised frames ``(F, 3, H, W)`` ->
+    ``(F, rows, dim)``.
 
     Raises:
         CheckpointError: the file does not fit the model.
     """
-    import torch
+    from avpipe.extract.encoders._device import Applied, seeded
 
     if tower.path is None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(tower.seed)
+        with seeded(tower.seed):
             visual = _build(tower)
     else:
         visual = _build(tower)
         _fill(visual, tower.path, tower.label)
     if tokens == "cls":
         _drop_projection(visual, tower.label)
-    return visual
+    return Applied(visual, partial(tokens_of, tokens=tokens))
 
 
 def tokens_of(visual: Any, pixels: torch.Tensor, tokens: str) -> torch.Tensor:
@@ -295,16 +281,8 @@ def tokens_of(visual: Any, pixels: torch.Tensor, tokens: str) -> torch.Tensor:
         output_extra_tokens=has_prefix,
     )
     patches: torch.Tensor = last["image_intermediates"][0]  # (F, dim, rows, columns)
-    if tokens == "mean":
-        return patches.mean(dim=(2, 3))[:, None]
-    if tokens.startswith("grid:"):
-        side = int(tokens.removeprefix("grid:"))
-        if side > min(patches.shape[2:]):
-            raise UsageError(f"tokens: expected grid:k with k <= {min(patches.shape[2:])} for this model, got {tokens}")
-        patches = torch.nn.functional.adaptive_avg_pool2d(patches, side)
-    in_order = patches.flatten(2).transpose(1, 2)  # (F, patches, dim), row by row
     prefix = last.get("image_intermediates_prefix", [])[:1] if tokens == "all" else []
-    return torch.cat([*prefix, in_order], dim=1)
+    return torch.cat([*prefix, patch_rows(patches, tokens)], dim=1)
 
 
 def _build(tower: Tower) -> torch.nn.Module:
