@@ -208,13 +208,18 @@ POLICIES = (
 )
 
 
+def is_policy(text: str) -> bool:
+    """Whether a policy is called so."""
+    return bool(_PATTERN.fullmatch(text)) and not (text.startswith("fps:") and float(text[4:]) == 0)
+
+
 def check(policy: str) -> str:
     """The policy itself, if there is one of that name.
 
     Raises:
         ValueError: there is none.
     """
-    if not _PATTERN.fullmatch(policy) or (policy.startswith("fps:") and not float(policy[4:]) > 0):
+    if not is_policy(policy):
         raise ValueError(f"sampling: expected one of {POLICIES}; got {policy!r}")
     return policy
 

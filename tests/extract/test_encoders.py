@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from avpipe.extract import sampling
 from avpipe.extract.encoder import Encoder
 from avpipe.extract.encoders import REGISTRY
 from avpipe.extract.media import AudioRequest, FrameRequest, Frames, Media, TextRequest
@@ -130,11 +131,13 @@ def test_fingerprint_follows_every_number_and_choice(build: Build) -> None:
 
 
 def others(annotation: Any, value: Any) -> list[Any]:
-    """Values near a number, or the other choices of a Literal; nothing for free text."""
+    """Values near a number, the other choices of a Literal, another sampling policy; nothing for free text."""
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, (int, float)):
         return [value + 1, value + 2, value * 2, value + 16]
+    if isinstance(value, str) and sampling.is_policy(value):
+        return ["linspace", "uniform"]
     return [choice for choice in getattr(annotation, "__args__", ()) if isinstance(choice, str) and choice != value]
 
 
