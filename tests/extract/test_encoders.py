@@ -88,9 +88,16 @@ def media_for(encoder: Encoder, **changed: Any) -> Media:
 
 
 def assert_same(first: Encoded, second: Encoded, atol: float = 0.0) -> None:
-    """Both say the same."""
+    """Both say the same: of texts, the words and times to the letter, what is measured about them within ``atol``."""
     if isinstance(first, Segments) or isinstance(second, Segments):
-        assert first == second
+        assert isinstance(first, Segments)
+        assert isinstance(second, Segments)
+        assert [(one.text, one.start_seconds, one.stop_seconds) for one in first.items] == [
+            (one.text, one.start_seconds, one.stop_seconds) for one in second.items
+        ]
+        for one, other in zip(first.items, second.items, strict=True):
+            assert one.score == pytest.approx(other.score, abs=20 * atol)  # rounded to four digits
+            assert dict(one.flags) == pytest.approx(dict(other.flags), abs=20 * atol)
         return
     np.testing.assert_allclose(first.data, second.data, atol=atol, rtol=0)
     np.testing.assert_array_equal(first.pts_seconds, second.pts_seconds)
