@@ -54,7 +54,8 @@ def open_container(path: str | os.PathLike[str]) -> InputContainer:
     if not path.is_file():
         what = "is no regular file" if path.exists() else "does not exist"
         raise ClipError("missing_file", f"{path.name} {what}")
-    options = {"protocol_whitelist": "file", "format_whitelist": ",".join(FORMATS)}
+    # The last is for the decoders that look what is in a file: nobody sees those pictures.
+    options = {"protocol_whitelist": "file", "format_whitelist": ",".join(FORMATS), "skip_loop_filter": "all"}
     try:
         return av.open(f"file:{path}", options=options, metadata_errors="ignore")
     except av.FFmpegError as error:
@@ -108,6 +109,11 @@ def frame_seconds(stream: VideoStream) -> float:
     return float(1 / stream.guessed_rate) if stream.guessed_rate else 0.04
 
 
+def _frame_ticks(stream: Stream) -> float:
+    """How long a packet of a stream lasts that does not say so, in units of its time stamps."""
+    return frame_seconds(stream) / float(time_base(stream)) if isinstance(stream, VideoStream) else 0.0
+
+
 def key(packet: Packet[Stream]) -> Key:
     """What tells a packet from the others of its stream."""
     return packet.pts, packet.dts, packet.size
@@ -145,7 +151,6 @@ class Source:
         zero_seconds: time stamp of the file's start: the earliest of the two streams, as FFmpeg's command line has it.
         inspect: reads a video packet's own headers; ``None`` where only the container's flags are known.
         notes: what a user should know.
-        ends_seconds: by stream index: where the packets that :meth:`packets` met so far end, from the file's start.
     """
 
     container: InputContainer
@@ -154,12 +159,14 @@ class Source:
     zero_seconds: float = 0.0
     inspect: bitstream.Inspect | None = None
     notes: list[str] = field(default_factory=list)
-    ends_seconds: dict[int, float] = field(default_factory=dict)
     _time_bases: dict[int, tuple[int, int]] = field(init=False)
+    _frame_ticks: dict[int, float] = field(init=False)
+    _ends: dict[int, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         # As integers, once: fractions are slow, and packets are many.
         self._time_bases = {stream.index: time_base(stream).as_integer_ratio() for stream in self.streams}
+        self._frame_ticks = {stream.index: _frame_ticks(stream) for stream in self.streams}
 
     def packets(self, start_seconds: float = 0.0, stop_seconds: float | None = None) -> Iterator[Packet[Stream]]:
         """Packets of both streams in file order.
@@ -167,20 +174,8 @@ class Source:
         Begins where everything from ``start_seconds`` on can be decoded: at an entry point of the video, and well
         before in the sound. Ends when no later packet can hold anything before ``stop_seconds``.
         """
-        packets = self._read_from(start_seconds) if start_seconds > 0 else self._read(self.streams)
-        running = {stream.index for stream in self.streams}
-        for packet in packets:
-            self._note_end(packet)
-            if stop_seconds is not None:
-                # A time to decode is never after the time to show; without one, allow for reordering.
-                margin = 1.0 if packet.dts is None else 0.0
-                seconds = self.seconds(packet.pts if packet.dts is None else packet.dts, packet.stream)
-                if seconds is not None and seconds >= stop_seconds + margin:
-                    running.discard(packet.stream_index)
-                    if not running or seconds >= stop_seconds + _READ_ON_SECONDS:
-                        return
-                    continue
-            yield packet
+        packets = self._noting_ends(self._read_from(start_seconds) if start_seconds > 0 else self._read(self.streams))
+        return packets if stop_seconds is None else self._before(packets, stop_seconds)
 
     def video_again(self, first: Key) -> Iterator[Packet[Stream]]:
         """The video packets once more, from the one with this key on; nothing if it is not found again."""
@@ -219,14 +214,14 @@ class Source:
             return ""
         return f"file cut short: it ends at {self.end_seconds:.1f} s of {duration:.1f} s"
 
-    def _note_end(self, packet: Packet[Stream]) -> None:
-        numerator, denominator = self._time_bases[packet.stream_index]
-        length = (packet.duration or 0) * numerator / denominator
-        if not length and isinstance(packet.stream, VideoStream):
-            length = frame_seconds(packet.stream)
-        before = self.ends_seconds.get(packet.stream_index, 0.0)
-        begin = self.seconds(packet.dts if packet.pts is None else packet.pts, packet.stream)
-        self.ends_seconds[packet.stream_index] = max(before, (before if begin is None else begin) + length)
+    @property
+    def ends_seconds(self) -> dict[int, float]:
+        """By stream index: where the packets that :meth:`packets` met so far end, from the file's start."""
+        ends = {}
+        for index, ticks in self._ends.items():
+            numerator, denominator = self._time_bases[index]
+            ends[index] = max(0.0, ticks * numerator / denominator - self.zero_seconds)
+        return ends
 
     @property
     def end_seconds(self) -> float:
@@ -241,6 +236,34 @@ class Source:
     @property
     def _main(self) -> Stream:
         return self.streams[0]
+
+    def _noting_ends(self, packets: Iterator[Packet[Stream]]) -> Iterator[Packet[Stream]]:
+        """The same packets. What is done to each is little: it is done to every packet of every clip."""
+        ends, frame_ticks = self._ends, self._frame_ticks
+        for packet in packets:
+            index = packet.stream_index
+            begin: float | None = packet.dts if packet.pts is None else packet.pts
+            if begin is None:
+                numerator, denominator = self._time_bases[index]
+                begin = ends.get(index, self.zero_seconds * denominator / numerator)
+            end = begin + (packet.duration or frame_ticks[index])
+            if index not in ends or end > ends[index]:
+                ends[index] = end
+            yield packet
+
+    def _before(self, packets: Iterator[Packet[Stream]], stop_seconds: float) -> Iterator[Packet[Stream]]:
+        """Those of the packets that can hold anything before ``stop_seconds``."""
+        running = {stream.index for stream in self.streams}
+        for packet in packets:
+            # A time to decode is never after the time to show; without one, allow for reordering.
+            margin = 1.0 if packet.dts is None else 0.0
+            seconds = self.seconds(packet.pts if packet.dts is None else packet.dts, packet.stream)
+            if seconds is not None and seconds >= stop_seconds + margin:
+                running.discard(packet.stream_index)
+                if not running or seconds >= stop_seconds + _READ_ON_SECONDS:
+                    return
+                continue
+            yield packet
 
     def _read(self, streams: Sequence[Stream]) -> Iterator[Packet[Stream]]:
         """Packets from the present position on. Reading goes on after an error, as long as there is something."""

@@ -45,11 +45,12 @@ class PictureMaker:
             self._note(f"pixel aspect ratio ignored: {self._ratio}")
             self._ratio = Fraction(1)
         self._coded_size = width, height
+        self._size = self._square(width, height)
         self._orientation: tuple[bool, bool, bool] | None = None
         self._reformatter = VideoReformatter()
 
     def rgb(self, frame: VideoFrame) -> npt.NDArray[np.uint8]:
-        """The picture of one frame, ``(height, width, 3)``.
+        """The picture of one frame, ``(height, width, 3)``: a view of memory whose rows may lie apart.
 
         Raises:
             ClipError: ``"decode"``: a pixel format that cannot be converted.
@@ -58,7 +59,7 @@ class PictureMaker:
             self._orientation = self._read_orientation(frame)
         if not all(self._coded_size):
             self._coded_size = frame.width, frame.height
-        width, height = max(1, round(self._coded_size[0] * self._ratio)), self._coded_size[1]
+            self._size = self._square(*self._coded_size)
         if (frame.width, frame.height) != self._coded_size:
             self._note(f"picture size changes from {'x'.join(map(str, self._coded_size))}: scaled back")
         if frame.color_trc in _HDR_CURVES:
@@ -66,12 +67,11 @@ class PictureMaker:
         matrix = None if frame.colorspace in _KNOWN_MATRICES else Colorspace.ITU601
         if matrix is not None:
             self._note(f"colour matrix {frame.colorspace} read as BT.601")
-        is_scaled = (frame.width, frame.height) != (width, height)
+        is_scaled = (frame.width, frame.height) != self._size
         try:
             picture: npt.NDArray[Any] = self._reformatter.reformat(
                 frame,
-                width,
-                height,
+                *self._size,
                 format="rgb24",
                 src_colorspace=matrix,
                 interpolation=Interpolation.BICUBIC if is_scaled else Interpolation.BILINEAR,
@@ -83,6 +83,10 @@ class PictureMaker:
         if transpose:
             picture = picture.transpose(1, 0, 2)
         return picture[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+
+    def _square(self, width: int, height: int) -> tuple[int, int]:
+        """The size with square pixels."""
+        return max(1, round(width * self._ratio)), height
 
     def _read_orientation(self, frame: VideoFrame) -> tuple[bool, bool, bool]:
         """Transpose, then flip columns, then flip rows: what the display matrix asks for."""

@@ -2,13 +2,17 @@
 
 Samples are placed by their time stamps: what comes late starts late, a gap inside is filled with zeros, an overlap is
 dropped, and nothing drifts. The resampler is libswresample's, through its filter; it neither delays nor loses samples.
+
+Frames of sound are short and many, so what is done to each of them is little: their samples are looked at where the
+decoder left them, and everything else happens to a stretch of them at once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from typing import cast
 
 import av
 import numpy as np
@@ -24,10 +28,13 @@ from avpipe.extract.media import AudioRequest, Waveform
 from avpipe.pipeline.errors import ClipError
 
 Samples = npt.NDArray[np.float32]
+Channels = Sequence[Samples]
+"""The samples of each channel, all equally long; of none at all, where there are none."""
 
 _TOLERANCE_SECONDS = 0.02  # below a frame of any codec, above the jitter of any container
 _GAP_SECONDS = -1.0, 60.0  # beyond these, back or forth, it is the clock that jumped
-_CHUNK_SAMPLES = 1 << 15  # how much goes through a resampler at once
+_STRETCH_SAMPLES = 1 << 15  # how much is downmixed and resampled at once
+_MOST_PLANES = 7  # that PyAV counts rightly
 
 
 class SoundReader:
@@ -56,10 +63,13 @@ class SoundReader:
         self._start = start_seconds
         length = math.inf if stop_seconds is None else stop_seconds - start_seconds
         self._lines = [_Line(request, min(length, request.max_seconds or math.inf)) for request in set(requests)]
+        self._limit_seconds = max((line.limit_seconds for line in self._lines), default=0.0)
         self._rate = 0  # of the first frame; all that follows is brought to it
         self._unpacker: _Unpacker | None = None
         self._next: int | None = None  # where the next sample belongs, counted from the clip's start
         self._shift = 0  # by which the clock jumped
+        self._waiting: list[Channels] = []  # equally many channels each, without a gap between them ...
+        self._waiting_count = 0  # ... and as many samples, up to the next one
         self._packets = 0
         self._is_done = False
         self.errors = 0
@@ -76,6 +86,7 @@ class SoundReader:
             self._decode(None)
             if self._unpacker:
                 self._place(self._unpacker.flush(), None)
+        self._hand_on()
         if self.errors:
             self._source.notes.append(f"sound damaged: {self.errors} of {self._packets} packets do not decode")
         waveforms = ((line.request, line.finish()) for line in self._lines)
@@ -104,8 +115,8 @@ class SoundReader:
             self._unpacker = _Unpacker(frame, self._rate)
         self._place(self._unpacker.unpack(frame), self._source.seconds(frame.pts, self._stream))
 
-    def _place(self, samples: Samples, seconds: float | None) -> None:
-        """Hand on samples ``(n, channels)`` that belong at ``seconds`` of the file, or right after those before."""
+    def _place(self, channels: Channels, seconds: float | None) -> None:
+        """Take samples that belong at ``seconds`` of the file, or right after those before."""
         if seconds is not None:
             position = round((seconds - self._start) * self._rate)
             if self._next is None:
@@ -115,31 +126,53 @@ class SoundReader:
                 self._source.notes.append(f"sound: the clock jumps by {gap / self._rate:.1f} s; ignored")
                 self._shift += gap
             elif gap > _TOLERANCE_SECONDS * self._rate:
-                self._hand_on(np.zeros((gap, 1), np.float32))
+                self._append([np.zeros(gap, np.float32)])
             elif gap < -_TOLERANCE_SECONDS * self._rate:
-                samples = samples[-gap:]
-        self._hand_on(samples)
+                channels = [samples[-gap:] for samples in channels]
+        self._append(channels)
 
-    def _hand_on(self, samples: Samples) -> None:
-        position = self._next or 0
-        self._next = position + len(samples)
+    def _append(self, channels: Channels) -> None:
+        if not channels:
+            return
+        if self._waiting and len(channels) != len(self._waiting[0]):
+            self._hand_on()
+        self._waiting.append(channels)
+        self._waiting_count += len(channels[0])
+        self._next = (self._next or 0) + len(channels[0])
+        self._is_done = self._next >= self._limit_seconds * self._rate
+        if self._waiting_count >= _STRETCH_SAMPLES:
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        """Give what waits to the lines."""
+        if not self._waiting_count:
+            return
+        samples: Samples = np.stack([np.concatenate(parts) for parts in zip(*self._waiting, strict=True)])
+        if not np.isfinite(samples).all():  # a damaged packet may decode to anything
+            samples = np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
+        position = (self._next or 0) - self._waiting_count
+        self._waiting, self._waiting_count = [], 0
         before = max(0, -position)
-        if len(samples) > before:
+        if samples.shape[1] > before:
             for line in self._lines:
-                line.add(samples[before:], position + before, self._rate)
-            self._is_done = all(line.is_full for line in self._lines)
+                line.add(samples[:, before:], position + before, self._rate)
 
 
 class _Unpacker:
-    """Brings decoded frames of one format to float32 ``(n, channels)`` at one rate.
+    """Gives the channels of decoded frames of one format, as float32 at one rate.
 
-    Always through the resampler and a packed format, even where nothing is to be done: the planes of a frame with eight
-    channels or more are not safe to touch (PyAV sees one too many).
+    Most codecs decode to just that; what they give is not copied. All else goes through a resampler and a packed
+    format, even where there are only planes to be read: those of a frame with eight channels or more are not safe to
+    touch (PyAV sees one too many).
     """
 
     def __init__(self, frame: AudioFrame, rate: int) -> None:
         self._format, self._is_delayed = self._of(frame), frame.sample_rate != rate
-        self._resampler = AudioResampler(format="flt", layout=frame.layout, rate=rate)
+        is_planar = frame.format.name == "fltp" and frame.layout.nb_channels <= _MOST_PLANES
+        is_ready = is_planar or frame.format.name == "flt"
+        self._resampler: AudioResampler | None = None
+        if self._is_delayed or not is_ready:
+            self._resampler = AudioResampler(format="flt", layout=frame.layout, rate=rate)
 
     @staticmethod
     def _of(frame: AudioFrame) -> tuple[str, str, int]:
@@ -148,48 +181,52 @@ class _Unpacker:
     def fits(self, frame: AudioFrame) -> bool:
         return self._of(frame) == self._format
 
-    def unpack(self, frame: AudioFrame | None) -> Samples:
-        parts = [
-            part.to_ndarray().reshape(-1, part.layout.nb_channels) for part in self._resampler.resample(frame) if part
-        ]
-        samples: Samples = np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
-        # A damaged packet may decode to anything.
-        return samples if np.isfinite(samples).all() else np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
+    def unpack(self, frame: AudioFrame | None) -> Channels:
+        parts = self._resampler.resample(frame) if self._resampler else [frame]
+        pieces = [_channels(part) for part in parts if part]
+        return pieces[0] if len(pieces) == 1 else [np.concatenate(piece) for piece in zip(*pieces, strict=True)]
 
-    def flush(self) -> Samples:
-        return self.unpack(None) if self._is_delayed else np.zeros((0, 1), np.float32)
+    def flush(self) -> Channels:
+        return self.unpack(None) if self._is_delayed else []
+
+
+def _channels(frame: AudioFrame) -> Channels:
+    """The channels of a float frame, uncopied."""
+    count = 1 if frame.format.is_planar else frame.layout.nb_channels
+    planes = (cast(memoryview, plane) for plane in frame.planes)  # what it can do, the stub does not know
+    packed = [np.frombuffer(plane, np.float32, frame.samples * count) for plane in planes]
+    return packed if count == 1 else list(packed[0].reshape(-1, count).T)
 
 
 class _Line:
     """The waveform for one request, as it grows."""
 
     def __init__(self, request: AudioRequest, limit_seconds: float) -> None:
-        self.request, self._limit_seconds = request, limit_seconds
+        self.request, self.limit_seconds = request, limit_seconds
         self._rate = self._begin = self._count = 0
-        self._waiting: list[Samples] = []
         self._parts: list[Samples] = []
         self._resampler: AudioResampler | None = None
-        self.is_full = False
 
     def add(self, samples: Samples, position: int, rate: int) -> None:
+        """Take samples ``(channels, n)`` that belong at ``position``."""
         if not self._count:
             self._rate, self._begin = rate, position
             if rate != self.request.sample_rate:
                 self._resampler = AudioResampler(format="flt", layout="mono", rate=self.request.sample_rate)
-        if math.isfinite(self._limit_seconds):
-            room = max(0, math.ceil(self._limit_seconds * rate) - position)
-            self.is_full = room <= len(samples)
-            samples = samples[:room]
-        mono = samples[:, 0] if self.request.downmix == "first" else samples.mean(axis=1, dtype=np.float32)
-        self._waiting.append(mono)
+        if math.isfinite(self.limit_seconds):
+            samples = samples[:, : max(0, math.ceil(self.limit_seconds * rate) - position)]
+        mono = samples[0] if self.request.downmix == "first" else samples.mean(axis=0, dtype=np.float32)
         self._count += len(mono)
-        if sum(map(len, self._waiting)) >= _CHUNK_SAMPLES:
-            self._resample()
+        if not self._resampler:
+            self._parts.append(mono)
+        elif len(mono):
+            frame = AudioFrame.from_ndarray(mono[None], format="flt", layout="mono")
+            frame.sample_rate, frame.time_base = rate, Fraction(1, rate)
+            self._parts += [part.to_ndarray()[0] for part in self._resampler.resample(frame)]
 
     def finish(self) -> Waveform | None:
         if not self._count:
             return None
-        self._resample()
         if self._resampler:
             self._parts += [part.to_ndarray()[0] for part in self._resampler.resample(None)]
         if not self._parts:  # shorter than the resampler's filter
@@ -199,13 +236,3 @@ class _Line:
         if not len(data):
             return None
         return Waveform(data=data, sample_rate=self.request.sample_rate, start_seconds=self._begin / self._rate)
-
-    def _resample(self) -> None:
-        samples = np.concatenate(self._waiting) if self._waiting else np.zeros(0, np.float32)
-        self._waiting = []
-        if not self._resampler:
-            self._parts.append(samples)
-        elif len(samples):
-            frame = AudioFrame.from_ndarray(samples[None], format="flt", layout="mono")
-            frame.sample_rate, frame.time_base = self._rate, Fraction(1, self._rate)
-            self._parts += [part.to_ndarray()[0] for part in self._resampler.resample(frame)]

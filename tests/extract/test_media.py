@@ -186,6 +186,23 @@ def test_frames_that_an_edit_list_hides_are_not_frames(tmp_path: Path) -> None:
         np.testing.assert_allclose(frames.pts_seconds, chosen / 25, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_clip_lasts_as_long_as_its_frames(rendered: Path, name: str) -> None:
+    # Raw H.264 has no times at all; then it is the number of frames that counts.
+    found = media.read(rendered / name, frames={"x": everything}, audio={})
+    assert found.duration_seconds == pytest.approx(60 / 25, abs=0.1)
+
+
+def test_a_last_frame_that_does_not_say_how_long_it_lasts_does_so_by_the_frame_rate(tmp_path: Path) -> None:
+    path = render(tmp_path / "a.flv", moving(4), times=[0, 0.05, 0.1, 1.2])
+    with av.open(str(path)) as container:
+        rate = container.streams.video[0].guessed_rate
+        assert not any(packet.duration for packet in container.demux(video=0))
+    found = media.read(path, frames={"x": everything}, audio={})
+    assert found.duration_seconds == pytest.approx(1.2 + 1 / rate, abs=1e-3)
+    assert rate < 100
+
+
 def test_runs_of_packets_leave_out_what_nothing_wanted_refers_to() -> None:
     entry, none, droppable, upper = bitstream.ENTRY, 0, bitstream.DROPPABLE, 1 << bitstream.LAYER_SHIFT
     kinds = np.array([entry, none, droppable, none, entry, droppable, none, entry, none, none], np.uint8)
@@ -432,11 +449,15 @@ def test_a_pixel_aspect_ratio_beyond_reason_is_ignored(tmp_path: Path) -> None:
         ((-1, 0, 0, -1), lambda picture: np.rot90(picture, 2)),
         ((0, -1, 1, 0), lambda picture: np.rot90(picture, 1)),
         ((-1, 0, 0, 1), lambda picture: picture[:, ::-1]),  # a selfie
+        ((1, 0, 0, -1), lambda picture: picture[::-1]),
         ((0, 1, 1, 0), lambda picture: picture.transpose(1, 0, 2)),
     ],
 )
-def test_the_display_matrix_is_applied(tmp_path: Path, matrix: tuple[int, int, int, int], expected) -> None:  # type: ignore[no-untyped-def]
-    path = turn(render(tmp_path / "a.mp4", moving(4)), *matrix)
+@pytest.mark.parametrize("width", [64, 50])  # of 50 pixels, the rows of a converted picture do not touch each other
+def test_the_display_matrix_is_applied(  # type: ignore[no-untyped-def]
+    tmp_path: Path, width: int, matrix: tuple[int, int, int, int], expected
+) -> None:
+    path = turn(render(tmp_path / "a.mp4", moving(4, width)), *matrix)
     upright = np.stack([expected(picture) for picture in full_decode(path)[0]])
     np.testing.assert_array_equal(frames_of(path).data, upright)
 

@@ -24,13 +24,15 @@ def listen(path: Path, rate: int = 16000, downmix: str = "mean", **options: floa
     return media.read(path, frames={}, audio={"x": request}, **options).waveforms["x"]  # type: ignore[arg-type]
 
 
-def write_packets(path: Path, starts: list[float], seconds: float = 0.1, rate: int = 16000) -> Path:
+def write_packets(
+    path: Path, starts: list[float], seconds: float = 0.1, rate: int = 16000, layout: str = "mono", channels: int = 1
+) -> Path:
     """A Matroska file with a packet of sound, all ones, at each of some times."""
     with av.open(str(path), "w") as output:
-        stream = output.add_stream("pcm_f32le", rate=rate, layout="mono")
+        stream = output.add_stream("pcm_f32le", rate=rate, layout=layout)
         for start in starts:
             frame = av.AudioFrame.from_ndarray(
-                np.ones((1, round(seconds * rate)), np.float32), format="flt", layout="mono"
+                np.ones((1, channels * round(seconds * rate)), np.float32), format="flt", layout=layout
             )
             frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), round(start * rate)
             output.mux(stream.encode(frame))
@@ -72,6 +74,27 @@ def test_compressed_sound(tmp_path: Path, codec: str, ending: str) -> None:
     assert middle.std() == pytest.approx(0.5 / np.sqrt(2), abs=0.02)
 
 
+def full_decode(path: Path) -> npt.NDArray[np.float32]:
+    """Every sample of the sound ``(num_samples, channels)``, frame by frame through FFmpeg's own packing."""
+    with av.open(str(path)) as container:
+        packer = av.AudioResampler(format="flt", layout=container.streams.audio[0].layout, rate=48000)
+        frames = [packed for frame in container.decode(audio=0) for packed in packer.resample(frame)]
+        return np.concatenate([frame.to_ndarray().reshape(-1, frame.layout.nb_channels) for frame in frames])
+
+
+@pytest.mark.parametrize(("layout", "channels"), [("mono", 1), ("stereo", 2), ("5.1", 6), ("7.1", 8)])
+@pytest.mark.parametrize("codec", ["libopus", "pcm_f32le", "flac"])
+def test_samples_are_those_of_a_full_decode(tmp_path: Path, layout: str, channels: int, codec: str) -> None:
+    # Opus decodes to planes of floats, PCM to packed floats, FLAC to integers; 2 s are several stretches.
+    samples = np.stack([tone(2, hertz=200 * (channel + 1))[0] for channel in range(channels)])
+    path = render(tmp_path / "a.mkv", sounds=[Sound(samples=samples, layout=layout, codec=codec)])
+    truth = full_decode(path)
+    assert truth.shape[1] == channels
+    assert len(truth) > 90000
+    np.testing.assert_array_equal(listen(path, 48000, "first").data, truth[:, 0])
+    np.testing.assert_allclose(listen(path, 48000).data, truth.mean(axis=1), atol=1e-6)
+
+
 @pytest.mark.parametrize(("layout", "channels"), [("stereo", 2), ("5.1", 6), ("7.1", 8)])
 @pytest.mark.parametrize("codec", ["pcm_f32le", "flac"])
 def test_downmix_is_the_mean_or_the_first_channel(tmp_path: Path, layout: str, channels: int, codec: str) -> None:
@@ -109,8 +132,9 @@ def test_sound_shorter_than_the_picture_is_not_filled_up(tmp_path: Path) -> None
     assert len(listen(path).data) == 16000
 
 
-def test_a_gap_inside_is_silence_and_what_follows_is_in_its_place(tmp_path: Path) -> None:
-    wave = listen(write_packets(tmp_path / "a.mkv", [0, 0.1, 0.5, 0.6]))
+@pytest.mark.parametrize(("layout", "channels"), [("mono", 1), ("stereo", 2)])
+def test_a_gap_inside_is_silence_and_what_follows_is_in_its_place(tmp_path: Path, layout: str, channels: int) -> None:
+    wave = listen(write_packets(tmp_path / "a.mkv", [0, 0.1, 0.5, 0.6], layout=layout, channels=channels))
     assert len(wave.data) == 11200
     np.testing.assert_array_equal(wave.data[:3200], 1)
     np.testing.assert_array_equal(wave.data[3200:8000], 0)
@@ -198,6 +222,18 @@ def test_damaged_sound_is_used_as_far_as_it_goes(tmp_path: Path) -> None:
     (note,) = found.notes
     assert note.startswith("sound damaged: ")
     assert note.endswith("of 236 packets do not decode")
+
+
+def test_what_lies_behind_the_wanted_is_not_decoded(tmp_path: Path) -> None:
+    path = render(tmp_path / "a.mp4", sounds=[Sound(samples=tone(5), codec="aac")])
+    data = bytearray(path.read_bytes())
+    end = data.index(b"moov") - 4
+    data[end - 5000 : end] = bytes(np.random.default_rng(1).integers(0, 256, 5000, dtype=np.uint8))
+    path.write_bytes(data)
+    parts = {seconds: AudioRequest(sample_rate=16000, max_seconds=seconds) for seconds in (0.3, 5.0)}
+    notes = {seconds: media.read(path, frames={}, audio={"x": request}).notes for seconds, request in parts.items()}
+    assert notes[0.3] == ()
+    assert notes[5.0][0].startswith("sound damaged: ")
 
 
 def test_sound_of_which_nothing_decodes_fails_the_clip(tmp_path: Path) -> None:
