@@ -108,6 +108,11 @@ def complaint(line: str) -> str:
     if name not in root.commands:
         return f"no such command: {name}"
     command = root.commands[name]
+    if hasattr(command, "commands"):  # a group
+        if not words or words[0] not in command.commands:
+            return f"no such command: {name} {words[0]}" if words else ""
+        name, *words = words
+        command = command.commands[name]
     words = words if has_arguments(command, words) else [*words, "--help"]
     try:
         command.make_context(name, words)
@@ -146,6 +151,8 @@ def test_commands_are_found() -> None:
         ("avpipe extracts", "no such command: extracts"),
         ("avpipe train --fusions qformer", "--fusions"),
         ("avpipe score --missing never", "'never' is not one of"),
+        ("avpipe features diff a b --min 1", "--min"),
+        ("avpipe features differ a b", "no such command: features differ"),
         ("avpipe prepare --media videos", "DATASET"),
         ("avpipe --versions", "no such option: --versions"),
     ],
@@ -167,9 +174,9 @@ PARTS: dict[str, Registry] = {
 
 
 def listed(text: str, kind: str) -> list[str]:
-    """The parts of one kind that the README's table says are there today."""
-    (row,) = re.findall(rf"^\| {kind} \| (.*) \|$", text, flags=re.MULTILINE)
-    return sorted(re.findall(r"`(\w+)`", row))
+    """The parts of one kind that the README's table says are there today, in one row or several (``fusions: new``)."""
+    rows = re.findall(rf"^\| {kind}(?:: \w+)? \| (.*) \|$", text, flags=re.MULTILINE)
+    return sorted(re.findall(r"`(\w+)`", " ".join(rows)))
 
 
 @pytest.mark.parametrize("kind", PARTS)
@@ -179,6 +186,7 @@ def test_readme_lists_the_parts_there_are(kind: str) -> None:
 
 def test_listed_parts_are_read() -> None:
     assert listed("| kind | there |\n| fusions | `qformer`; `concat` (plain) |\n", "fusions") == ["concat", "qformer"]
+    assert listed("| fusions: a | `one` |\n| fusions: b | `two` |\n| others | `x` |\n", "fusions") == ["one", "two"]
 
 
 @pytest.mark.parametrize("program", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.name)
