@@ -25,7 +25,7 @@ SECONDS_BETWEEN_LINES = 60.0
 out = Console(highlight=False, soft_wrap=True, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
-__all__ = ["Meter", "err", "escape", "out", "show_extraction", "show_training"]
+__all__ = ["Meter", "err", "escape", "out", "show_extraction", "show_progress", "show_training"]
 
 
 class Meter:
@@ -105,6 +105,26 @@ class Meter:
         left = (self._total - self._done) / self.per_second if self.per_second > 0 else float("inf")
         eta = f", {max(1, round(left / 60))} min left" if self._done < self._total and left < float("inf") else ""
         err.print(f"{self._label}: {self._done}/{self._total} {self._unit}, {self._describe()}{eta}", markup=False)
+
+
+@contextmanager
+def show_progress(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A meter for work that says how much is done, and of how much: ``progress(done, total)``. Nothing, where it is
+    never called.
+    """
+    meter: Meter | None = None
+
+    def progress(done: int, total: int) -> None:
+        nonlocal meter
+        if meter is None:
+            meter = Meter(label, total, unit).__enter__()
+        meter.advance_to(done)
+
+    try:
+        yield progress
+    finally:
+        if meter is not None:
+            meter.__exit__(None, None, None)
 
 
 @contextmanager

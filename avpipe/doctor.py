@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from avpipe.pipeline.errors import AvpipeError
+from avpipe.pipeline.files import bytes_text
+from avpipe.pipeline.places import cache_folder
+from avpipe.pipeline.remote import RemotePath
 from avpipe.pipeline.workspace import Workspace
 
 GIB = 1 << 30
@@ -43,7 +46,8 @@ def examine(workspace: Workspace) -> Iterator[Finding]:
     yield _java()
     yield _metric_jars()
     yield _hub()
-    yield _disk(workspace)
+    yield _workspace(workspace)
+    yield _cache()
 
 
 def _machine() -> Finding:
@@ -150,7 +154,9 @@ def _hub() -> Finding:
     )
 
 
-def _disk(workspace: Workspace) -> Finding:
+def _workspace(workspace: Workspace) -> Finding:
+    if isinstance(workspace.root, RemotePath):
+        return _storage(workspace.root)
     folder = workspace.root.absolute()
     while not folder.exists():
         folder = folder.parent
@@ -167,3 +173,22 @@ def _disk(workspace: Workspace) -> Finding:
         advice = "`avpipe extract --dry-run` tells how much a dataset needs"
         return Finding(check="workspace", status="note", detail=detail, advice=advice)
     return Finding(check="workspace", status="ok", detail=detail)
+
+
+def _storage(root: RemotePath) -> Finding:
+    try:
+        is_there = root.bucket_exists()
+    except AvpipeError as error:
+        advice = "`avpipe` works with it as soon as it answers; or choose another place with --workspace"
+        return Finding(check="workspace", status="fault", detail=str(error), advice=advice)
+    if not is_there:
+        advice = "make it, or choose another place with --workspace"
+        return Finding(check="workspace", status="fault", detail=f"there is no bucket for {root}", advice=advice)
+    return Finding(check="workspace", status="ok", detail=f"{root} answers; runs go to this machine")
+
+
+def _cache() -> Finding:
+    folder = cache_folder()
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    detail = f"{bytes_text(size)} in {folder}: copies of remote shards, checksums of weights; may be deleted"
+    return Finding(check="cache", status="ok", detail=detail)

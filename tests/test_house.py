@@ -80,7 +80,19 @@ def test_imports_run_one_way_fails(path: str, source: str) -> None:
     assert len(forbidden(PACKAGE / path, source)) == 1
 
 
-HEAVY = ("torch", "numpy", "transformers", "open_clip", "av", "h5py", "pydantic", "pycocoevalcap")
+HEAVY = (
+    "torch",
+    "numpy",
+    "transformers",
+    "open_clip",
+    "av",
+    "h5py",
+    "pydantic",
+    "pycocoevalcap",
+    "fsspec",
+    "s3fs",
+    "upath",
+)
 
 
 def test_help_loads_nothing_heavy() -> None:

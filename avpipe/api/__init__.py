@@ -4,7 +4,8 @@ The three stages meet on disk and never import one another; this package is wher
 training does, which scores its own captions on the validation split. ``cli`` only reads options and prints.
 """
 
-from avpipe.api.extracting import Extraction, extraction, extraction_again, failed, verify
+from avpipe.api.extracting import Extraction, extraction, extraction_again, mended
+from avpipe.api.features import diff_features, export_features, find_features, import_features, verify
 from avpipe.api.places import choose_dataset, choose_run, open_workspace
 from avpipe.api.preparing import clips_of, prepare
 from avpipe.api.scoring import caption, captions_of, score_files, score_run
@@ -17,9 +18,13 @@ __all__ = [
     "choose_dataset",
     "choose_run",
     "clips_of",
+    "diff_features",
+    "export_features",
     "extraction",
     "extraction_again",
-    "failed",
+    "find_features",
+    "import_features",
+    "mended",
     "open_features",
     "open_workspace",
     "prepare",

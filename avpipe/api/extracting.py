@@ -1,10 +1,10 @@
-"""Stage one: what ``avpipe extract``, ``retry`` and ``verify`` do."""
+"""Stage one: what ``avpipe extract`` and ``retry`` do."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from avpipe.data_manifests.manifest import Manifest
     from avpipe.extract.encoder import Encoder
     from avpipe.extract.forecast import Forecast
+    from avpipe.extract.mend import Mended
     from avpipe.extract.run import ExtractReport, Part
     from avpipe.extract.worker import Residency, Setting, ShardTask
     from avpipe.pipeline.features import FeatureSpec
     from avpipe.pipeline.runner import Event
-    from avpipe.pipeline.shards import Mark, Problem
+    from avpipe.pipeline.shards import Mark
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,7 @@ class Extraction:
     setting: Setting
     part: Part | None = None
     engine: str = "local"
+    gpu_share: float = 1.0
 
     def run(
         self, *, redo: Callable[[Mark], bool] | None = None, on_event: Callable[[Event], None] | None = None
@@ -38,9 +40,11 @@ class Extraction:
         """Extract what is not there yet; see :func:`avpipe.extract.run.extract`."""
         from avpipe.extract.run import extract
         from avpipe.pipeline.engines import ENGINES
-        from avpipe.pipeline.runner import ignore
+        from avpipe.pipeline.runner import Needs, ignore
 
-        engine = ENGINES.load(self.engine).Pool
+        gpus = 0.0 if self.setting.devices[0] == "cpu" else self.gpu_share
+        needs = Needs(cores=self.setting.decoders + 1, gpus=gpus)
+        engine = partial(ENGINES.load(self.engine).Pool, needs=needs)
         return extract(
             self.manifest, self.setting, redo=redo, part=self.part, engine=engine, on_event=on_event or ignore
         )
@@ -68,6 +72,7 @@ def extraction(
     media: Path | None = None,
     format: str = "hdf5",
     gpus: int | None = None,
+    gpu_share: float = 1.0,
     decoders: int | None = None,
     residency: Residency = "together",
     part: str | None = None,
@@ -84,6 +89,7 @@ def extraction(
         media: root of the media files; default: what ``prepare`` was told.
         format: ``"hdf5"`` or ``"webdataset"``.
         gpus: how many; 0 = the CPU; default: all there are, or the CPU.
+        gpu_share: what part of a GPU a worker takes: with 0.5, two workers share each.
         decoders: decoding processes a worker; default: the cores, shared by the workers.
         residency: ``"together"`` or ``"turns"``: whether all encoders stay on a GPU.
         part: ``"i/n"``: this run's share of the shards, where several machines divide them.
@@ -105,6 +111,7 @@ def extraction(
         media=media,
         format=format,
         gpus=gpus,
+        gpu_share=gpu_share,
         decoders=decoders,
         residency=residency,
         part=part,
@@ -126,25 +133,29 @@ def extraction_again(
     Args:
         workspace: where everything lies.
         dataset: which; default: the only one with features.
-        encoders: feature sets; default: all there are.
+        encoders: feature sets; default: all there are that were not imported.
         media: root of the media files; default: what ``prepare`` was told.
         gpus: as in :func:`extraction`.
         decoders: as in :func:`extraction`.
 
     Raises:
         UnknownNameError: no feature set of that name.
+        UsageError: all of them, or one that was asked for, were imported.
         FingerprintError: the encoders of today would give other features.
     """
     from avpipe.extract.recipe import rebuild
     from avpipe.pipeline import shards
+    from avpipe.pipeline.features import IMPORTED
 
     dataset = choose_dataset(workspace, dataset, extracted=True)
     known = workspace.extracted(dataset)
     for name in encoders:
         if name not in known:
             raise UnknownNameError("feature set", name, known)
-    folders = {name: workspace.feature_set(dataset, name) for name in encoders or known}
-    rebuilt = rebuild({name: shards.read_spec(folder) for name, folder in folders.items()})
+    specs = {name: shards.read_spec(workspace.feature_set(dataset, name)) for name in encoders or known}
+    own = {name: spec for name, spec in specs.items() if spec.encoder != IMPORTED}
+    rebuilt = rebuild(specs if encoders or not own else own)
+    folders = {name: workspace.feature_set(dataset, name) for name in (specs if encoders else own)}
     built = {name: rebuilt[name] for name in folders}
     files = [mark.file for folder in folders.values() for mark in shards.marks(folder)]
     format = "webdataset" if any(file.endswith(".tar") for file in files) else "hdf5"
@@ -159,6 +170,7 @@ def _set_up(
     media: Path | None,
     format: str,
     gpus: int | None,
+    gpu_share: float = 1.0,
     decoders: int | None,
     residency: Residency = "together",
     part: str | None = None,
@@ -168,6 +180,11 @@ def _set_up(
     from avpipe.extract.run import Part
     from avpipe.extract.worker import Setting
     from avpipe.pipeline.engines import ENGINES
+    from avpipe.pipeline.remote import is_remote
+
+    def absolute(path: Path) -> Path:
+        """A worker may run in another folder."""
+        return path if is_remote(path) else path.absolute()
 
     for name in encoders:
         check_folder_name("name of a feature set", name)
@@ -175,18 +192,27 @@ def _set_up(
     root = media or read.media_root
     if not root.is_dir():
         raise DataError(f"the media root {root} is no folder here: mount it, or say where the files are with --media")
-    workers = ENGINES.load(engine).devices(gpus)
+    place = ENGINES.load(engine)
+    workers = place.devices(gpus, gpu_share)
     setting = Setting(
         encoders=encoders,
-        folders={name: workspace.feature_set(dataset, name) for name in encoders},
-        media_root=root,
+        folders={name: absolute(workspace.feature_set(dataset, name)) for name in encoders},
+        media_root=absolute(root),
         format=format,
         devices=workers,
-        decoders=decoders or max(1, (os.cpu_count() or 1) // len(workers)),
+        decoders=decoders or place.cores(len(workers)),
         residency=residency,
-        texts={name: workspace.feature_set(dataset, name) for name in {*_texts(workspace, dataset), *encoders}},
+        texts={
+            name: absolute(workspace.feature_set(dataset, name)) for name in {*_texts(workspace, dataset), *encoders}
+        },
     )
-    return Extraction(manifest=read, setting=setting, part=Part.parse(part) if part else None, engine=engine)
+    return Extraction(
+        manifest=read,
+        setting=setting,
+        part=Part.parse(part) if part else None,
+        engine=engine,
+        gpu_share=gpu_share,
+    )
 
 
 def _texts(workspace: Workspace, dataset: str) -> dict[str, FeatureSpec]:
@@ -197,31 +223,19 @@ def _texts(workspace: Workspace, dataset: str) -> dict[str, FeatureSpec]:
     return {name: spec for name, spec in specs.items() if spec.is_text}
 
 
-def failed(extraction: Extraction, only: str | None = None) -> Callable[[Mark], bool]:
-    """Says of a finished shard whether it has failed clips: what ``retry`` does again.
+def mended(
+    extraction: Extraction, only: str | None = None, on_progress: Callable[[int, int], None] | None = None
+) -> Mended:
+    """Says of a finished shard whether clips of it failed that would go well today: what ``retry`` does again.
 
     Args:
         extraction: whose clips.
         only: one kind of failure; default: any.
+        on_progress: told how many clips were tried, and of how many.
 
     Raises:
         UnknownNameError: no clip failed that way.
     """
-    from avpipe.pipeline import shards
+    from avpipe.extract.mend import mended
 
-    if only is not None:
-        marks = [mark for folder in extraction.setting.folders.values() for mark in shards.marks(folder)]
-        kinds = {row.error_type for mark in marks for row in mark.outcomes if row.status == "failed"}
-        if only not in kinds:
-            raise UnknownNameError("kind of failure", only, kinds)
-    return lambda mark: any(
-        row.status == "failed" and (only is None or row.error_type == only) for row in mark.outcomes
-    )
-
-
-def verify(workspace: Workspace, dataset: str, *, deep: bool = True) -> dict[str, list[Problem]]:
-    """What is wrong with the feature sets of a dataset, by feature set; see :func:`avpipe.pipeline.shards.verify`."""
-    from avpipe.pipeline import shards
-
-    names = workspace.extracted(dataset)
-    return {name: shards.verify(workspace.feature_set(dataset, name), deep=deep) for name in names}
+    return mended(extraction.manifest, extraction.setting, only, on_progress)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from avpipe.pipeline.errors import UnknownNameError, UsageError
+from avpipe.pipeline.remote import RemotePath
 from avpipe.pipeline.workspace import Workspace
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=,@-]{0,199}")
@@ -16,9 +17,14 @@ def open_workspace(root: Path | None = None) -> Workspace:
     """The workspace asked for, or the default one; it need not exist yet.
 
     Raises:
-        UsageError: something that is no readable folder stands in its place.
+        UsageError: something that is no readable folder stands in its place; there is no such bucket.
+        StoreError: the remote storage that it is in does not answer.
     """
     workspace = Workspace.find(root)
+    if isinstance(workspace.root, RemotePath):
+        if not workspace.root.bucket_exists():
+            raise UsageError(f"workspace: there is no bucket for {workspace.root}; make it, or try another --workspace")
+        return workspace
     if workspace.root.exists() and not workspace.root.is_dir():
         raise UsageError(f"workspace: expected a folder at {workspace.root}, got a file; try another --workspace")
     if workspace.root.exists() and not os.access(workspace.root, os.R_OK | os.X_OK):

@@ -25,6 +25,8 @@ from typing import Any
 from avpipe.pipeline.clip import SPLITS, Clip
 from avpipe.pipeline.errors import DataError
 from avpipe.pipeline.files import atomic_write, storage_errors, write_json
+from avpipe.pipeline.places import place
+from avpipe.pipeline.remote import is_remote
 
 FORMAT = 1
 CLIPS_PER_SHARD = 256
@@ -60,8 +62,8 @@ class Header:
 
     Attributes:
         dataset: its name.
-        media_root: absolute, or relative to the folder of the manifest where it lies in the same workspace, so that a
-            workspace can be moved.
+        media_root: absolute (or a URL), or relative to the folder of the manifest where it lies in the same workspace,
+            so that a workspace can be moved.
         clips_per_shard: how many clips a shard of features holds.
         clips: how many there are, by split.
         captions: how many there are, by split.
@@ -171,7 +173,7 @@ def read(path: Path, splits: Iterable[str] | None = None) -> Manifest:
     return Manifest(
         dataset=header.dataset,
         clips=tuple(clips),
-        media_root=path.parent / header.media_root,
+        media_root=_media_root(path, header.media_root),
         clips_per_shard=header.clips_per_shard,
         ids_sha256=header.ids_sha256,
     )
@@ -219,7 +221,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     number = 0
     with storage_errors(path, "read"):
         try:
-            with gzip.open(path, "rt", encoding="utf-8", newline="\n") as lines:
+            with path.open("rb") as file, gzip.open(file, "rt", encoding="utf-8", newline="\n") as lines:
                 for number, line in enumerate(lines, start=1):
                     row = json.loads(line)
                     if not isinstance(row, dict):
@@ -255,4 +257,14 @@ def _counted(counts: Mapping[str, int]) -> str:
 def _portable(media_root: Path, path: Path) -> str:
     """Absolute, unless both lie in one workspace (``<workspace>/manifests/<dataset>.jsonl.gz``): then relative."""
     root, workspace = media_root.resolve(), path.resolve().parent.parent
-    return os.path.relpath(root, path.resolve().parent) if root.is_relative_to(workspace) else str(root)
+    if is_remote(root) != is_remote(workspace) or not root.is_relative_to(workspace):
+        return str(root)
+    return os.path.relpath(root.relative_to(workspace), "manifests")
+
+
+def _media_root(path: Path, stored: str) -> Path:
+    """Undoes :func:`_portable`."""
+    if "://" in stored or Path(stored).is_absolute():
+        return place(stored)
+    root = path.parent / stored
+    return root.resolve() if is_remote(root) else root

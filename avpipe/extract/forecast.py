@@ -7,6 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +16,12 @@ import numpy as np
 from avpipe.data_manifests.manifest import Manifest
 from avpipe.extract.decoding import DecodeJob, DecodeWork
 from avpipe.extract.encoder import Encoder, Prepared
+from avpipe.extract.fetch import Fetcher
 from avpipe.extract.sandbox import DecodePool
 from avpipe.extract.worker import Setting, prepare_text
 from avpipe.pipeline.errors import ClipError, DataError
 from avpipe.pipeline.features import Encoded, FeatureSpec, Outcome, Segments
+from avpipe.pipeline.remote import is_remote
 
 SAMPLE = 32
 
@@ -36,7 +39,7 @@ class Forecast:
         decode_seconds: per clip, in one decoding process.
         encode_seconds: per clip, for each feature set, on one device.
         bytes: for each feature set, of the whole dataset.
-        free_bytes: on the disk that the features go to.
+        free_bytes: on the disk that the features go to; ``None`` for remote storage.
     """
 
     clips: int
@@ -47,7 +50,7 @@ class Forecast:
     decode_seconds: float
     encode_seconds: Mapping[str, float]
     bytes: Mapping[str, int]
-    free_bytes: int
+    free_bytes: int | None
 
     @property
     def device_hours(self) -> float:
@@ -85,7 +88,7 @@ class Forecast:
     @property
     def fits(self) -> bool:
         """Whether the disk has room for it."""
-        return sum(self.bytes.values()) < self.free_bytes
+        return self.free_bytes is None or sum(self.bytes.values()) < self.free_bytes
 
 
 def forecast(manifest: Manifest, setting: Setting, sample: int = SAMPLE) -> Forecast:
@@ -102,7 +105,11 @@ def forecast(manifest: Manifest, setting: Setting, sample: int = SAMPLE) -> Fore
         raise DataError(f"the manifest of {manifest.dataset!r} has no clips")
     chosen = [manifest.clips[i] for i in np.linspace(0, len(manifest.clips) - 1, count).astype(int)]
     jobs = [DecodeJob.of(clip, setting.media_root) for clip in chosen]
-    with DecodePool(DecodeWork(dict(setting.encoders), setting.limits), processes=1, limits=setting.limits) as pool:
+    work = DecodeWork(dict(setting.encoders), setting.limits)
+    with (
+        closing(Fetcher()) as fetcher,
+        DecodePool(work, processes=1, limits=setting.limits, bring=fetcher.here) as pool,
+    ):
         results = list(pool.map(jobs))
     decoded = [result for result in results if not isinstance(result, ClipError)]
     if not decoded:
@@ -160,7 +167,9 @@ def _stored_bytes(encoded: Encoded, spec: FeatureSpec) -> int:
     return encoded.data.size * np.dtype(spec.dtype).itemsize + encoded.pts_seconds.nbytes
 
 
-def _free_bytes(folder: Path) -> int:
+def _free_bytes(folder: Path) -> int | None:
+    if is_remote(folder):
+        return None
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free

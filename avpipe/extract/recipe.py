@@ -11,7 +11,7 @@ from avpipe.extract.encoders import REGISTRY
 from avpipe.extract.media import TextRequest, libraries
 from avpipe.pipeline.config import override, parse_component, read_yaml, recipe_names, recipe_path
 from avpipe.pipeline.errors import ConfigError, FingerprintError, UnknownNameError, UsageError
-from avpipe.pipeline.features import FeatureSpec
+from avpipe.pipeline.features import IMPORTED, FeatureSpec
 
 DEFAULT = "default"
 
@@ -117,7 +117,14 @@ def rebuild(specs: Mapping[str, FeatureSpec]) -> dict[str, Encoder]:
 
     Raises:
         FingerprintError: the encoder of today would give other features than those specs promise.
+        UsageError: one was imported.
     """
+    imported = [name for name, spec in specs.items() if spec.encoder == IMPORTED]
+    if imported:
+        raise UsageError(
+            f"feature set {imported[0]!r} was imported: avpipe has no encoder that makes such features. Make them as "
+            f"they were made, then: avpipe features import"
+        )
     sources = [FeatureSpec.from_json(spec.source) for spec in specs.values() if spec.source]
     specs = {**{source.name: source for source in sources}, **specs}
     encoders = build({name: {**spec.config, "encoder": spec.encoder} for name, spec in specs.items()})

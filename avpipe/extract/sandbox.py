@@ -26,6 +26,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -64,6 +65,8 @@ class DecodePool(Generic[Job, Result]):
         processes: how many.
         limits: ``max_seconds`` a job and ``max_bytes`` of resident memory a process are held here.
         look_ahead: how many jobs may be unfinished or wait for the consumer at a time.
+        bring: makes a job ready in this process, in the ``with`` block of which it is then done in a child: fetches a
+            file, say. Runs ahead of the children, in any thread, outside of the limits; may raise as ``work`` may.
     """
 
     def __init__(
@@ -73,12 +76,16 @@ class DecodePool(Generic[Job, Result]):
         limits: Limits = Limits(),  # noqa: B008 (it is frozen)
         *,
         look_ahead: int | None = None,
+        bring: Callable[[Job], AbstractContextManager[Job]] = contextlib.nullcontext,
     ) -> None:
         if processes < 1:
             raise ValueError(f"processes: expected at least 1, got {processes}")
         self._work, self._limits = pickle.dumps(work), limits
         self._look_ahead = look_ahead or 3 * processes
-        self._threads = ThreadPoolExecutor(processes, thread_name_prefix="decode")
+        self._bring = bring
+        is_ready = bring is contextlib.nullcontext
+        threads = processes if is_ready else 2 * processes  # each child's next job is brought while it works
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._children: queue.SimpleQueue[_Child | None] = queue.SimpleQueue()
         for _ in range(processes):
             self._children.put(None)
@@ -135,14 +142,24 @@ class DecodePool(Generic[Job, Result]):
         self.close()
 
     def _run(self, job: Job) -> Result | ClipError:
-        """In a thread of the pool: have one of the children do a job."""
+        """In a thread of the pool: have a job done."""
+        try:
+            with self._bring(job) as ready:
+                return self._do(ready)
+        except ClipError as error:
+            return error
+
+    def _do(self, job: Job) -> Result | ClipError:
+        """Have one of the children do a job.
+
+        Raises:
+            ClipError: of what happened to the child.
+        """
         child = self._children.get()
         try:
             if child is None or not child.is_alive:
                 child = self._replace(child)
             status, value = child.do(job)
-        except ClipError as error:
-            return error
         finally:
             self._children.put(child)
         if status == _USER_ERROR:

@@ -23,7 +23,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,12 +32,14 @@ from typing import Literal, Self
 
 from avpipe.extract.decoding import Decoded, DecodeJob, DecodeWork
 from avpipe.extract.encoder import Encoder, Prepared
+from avpipe.extract.fetch import Fetcher
 from avpipe.extract.media import Limits, Media, TextRequest
 from avpipe.extract.sandbox import DecodePool
 from avpipe.pipeline import shards
 from avpipe.pipeline.clip import Clip
 from avpipe.pipeline.errors import AvpipeError, ClipError, SkipClip, StoreError
 from avpipe.pipeline.features import Encoded, Outcome, Segments
+from avpipe.pipeline.remote import is_remote
 from avpipe.pipeline.runner import Tell
 from avpipe.pipeline.shards import Mark, ShardPlan
 from avpipe.pipeline.store import ShardWriter, TextReader, open_reader
@@ -121,13 +123,16 @@ class ShardWorker:
             for name, encoder in setting.encoders.items():
                 with _memory_hint(name, encoder, self.device):
                     encoder.load(self.device)
-        self.pool: DecodePool[DecodeJob, Decoded] = DecodePool(work, setting.decoders, setting.limits)
-        largest_batch = max((encoder.batch_size for encoder in setting.encoders.values()), default=1)
+        self.fetcher = Fetcher()
+        bring = self.fetcher.here if is_remote(setting.media_root) else nullcontext
+        self.pool: DecodePool[DecodeJob, Decoded] = DecodePool(work, setting.decoders, setting.limits, bring=bring)
+        largest_batch = max((encoder.batch_size for encoder in decoded_for.values()), default=1)
         self.look_ahead = 2 * setting.decoders + largest_batch
 
     def close(self) -> None:
         """End the decoding processes."""
         self.pool.close()
+        self.fetcher.close()
 
     def __call__(self, tasks: Iterator[ShardTask], tell: Tell) -> None:
         """Extract every shard that comes, for every feature set that lacks it; counts are clips by status."""
@@ -474,7 +479,7 @@ def _text_of(
     if not shards.is_done(folder, plan, fingerprint):
         raise StoreError(f"{folder} lacks shard {plan.name}: extract {source!r} first, or beside what reads it")
     mark = Mark.read(folder / f"{plan.name}.json")
-    reader = open_reader(folder / mark.file)
+    reader = open_reader(folder / mark.file, mark.sha256)
     if not isinstance(reader, TextReader):
         raise StoreError(f"{folder / mark.file} holds no text")
     found = {outcome.clip_id: reader.segments(outcome.clip_id) for outcome in mark.outcomes if outcome.status == "ok"}

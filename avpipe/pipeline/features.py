@@ -18,6 +18,8 @@ Modality = Literal["video", "audio", "text"]
 MODALITIES: tuple[Modality, ...] = ("video", "audio", "text")
 DISK_DTYPES = ("float16", "float32", "text")
 STATUSES = ("ok", "failed", "skipped")
+IMPORTED = "imported"
+"""The ``encoder`` of features that avpipe did not make, and cannot make again."""
 
 _MAPPINGS = ("config", "weights", "preprocessing", "clock", "libraries", "source")
 _NAME = re.compile(r"[A-Za-z0-9_+=,@-][A-Za-z0-9_+=,@.-]*")

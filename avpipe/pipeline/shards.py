@@ -27,7 +27,8 @@ from typing import Any, Self
 
 from avpipe.pipeline.errors import CorruptShardError, DataError, FingerprintError, StoreError
 from avpipe.pipeline.features import STATUSES, FeatureSpec, Outcome
-from avpipe.pipeline.files import bytes_text, leftovers, sha256, storage_errors, write_json
+from avpipe.pipeline.files import bytes_text, each, leftovers, listed, sha256, storage_errors, write_json
+from avpipe.pipeline.remote import is_remote
 
 SPEC_FILE = "spec.json"
 _MARK_NAME = re.compile(r"\d{5,}\.json")
@@ -166,7 +167,18 @@ def marks(folder: Path) -> list[Mark]:
         CorruptShardError: a mark is damaged.
         StoreError: a mark cannot be read.
     """
-    return [Mark.read(path) for path in _numbered(folder, _MARK_NAME)]
+    return each(Mark.read, _numbered(folder, _MARK_NAME))
+
+
+def whole_marks(folder: Path) -> dict[str, Mark]:
+    """The undamaged marks by the names of their shards, in order. Unlike :func:`marks`, passes over damaged ones.
+
+    Raises:
+        StoreError: a mark cannot be read.
+    """
+    there = _numbered(folder, _MARK_NAME)
+    found = dict(zip((path.stem for path in there), each(_whole_mark, there), strict=True))
+    return {name: mark for name, mark in found.items() if mark}
 
 
 def is_done(folder: Path, plan: ShardPlan, fingerprint: str) -> bool:
@@ -174,12 +186,13 @@ def is_done(folder: Path, plan: ShardPlan, fingerprint: str) -> bool:
 
     Cheap: looks at the size of the shard file, and reads its bytes only if the file changed after its mark was
     written, as ``make`` would. So a shard that somebody cut or edited is found without reading the others;
-    :func:`verify` finds what a failing disk did.
+    :func:`verify` finds what a failing disk did. (Object stores tell time in whole seconds: there, a shard that was
+    replaced within the second in which its mark was written is found by :func:`verify` alone.)
 
     Raises:
         StoreError: the mark or the shard cannot be read for another reason than not being there.
     """
-    mark = _whole_mark(folder, plan.name)
+    mark = _whole_mark(folder / f"{plan.name}.json")
     return mark is not None and _fits(folder, mark, plan, fingerprint)
 
 
@@ -189,19 +202,22 @@ def pending(folder: Path, plans: Sequence[ShardPlan], fingerprint: str) -> list[
     Raises:
         StoreError: the folder holds shards of another manifest, or of the same one cut differently.
     """
-    found = {path.stem: _whole_mark(folder, path.stem) for path in _numbered(folder, _MARK_NAME)}
+    found = whole_marks(folder)
     by_name = {plan.name: plan for plan in plans}
     for name, mark in found.items():
         planned = by_name.get(name)
-        if mark and (planned is None or planned.clip_ids_sha256 != mark.clip_ids_sha256):
+        if planned is None or planned.clip_ids_sha256 != mark.clip_ids_sha256:
             expected = f"{len(planned.clip_ids)} clips" if planned else "no such shard"
             raise StoreError(
                 f"{folder / mark.file} was made for other clips ({len(mark.outcomes)}; the manifest now has {expected} "
                 f"there): the manifest changed. Write the features under another name (in a recipe of your own), or "
                 f"delete {folder}"
             )
-    marked = ((plan, found.get(plan.name)) for plan in plans)
-    return [plan for plan, mark in marked if mark is None or not _fits(folder, mark, plan, fingerprint)]
+
+    shards = {folder / mark.file: name for name, mark in found.items()}
+    fits = each(lambda shard: _fits(folder, found[shards[shard]], by_name[shards[shard]], fingerprint), list(shards))
+    whole = {name for name, is_whole in zip(found, fits, strict=True) if is_whole}
+    return [plan for plan in plans if plan.name not in whole]
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +237,9 @@ class Problem:
 
 
 def verify(folder: Path, *, deep: bool = True) -> list[Problem]:
-    """Everything wrong in a feature set, file by file; empty if all is well. Changes nothing.
+    """Every file of a feature set that is not what its mark says; empty if all is well. Changes nothing.
+
+    :mod:`avpipe.pipeline.check` also compares with the manifest, and looks at the numbers.
 
     Args:
         folder: of the feature set.
@@ -261,13 +279,26 @@ def size_fault(folder: Path, mark: Mark) -> str:
     """
     path = folder / mark.file
     with storage_errors(path, "read"):
-        if not path.exists():
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
             return "is gone, but its completion mark is there"
-        size = path.stat().st_size
     if size == mark.bytes:
         return ""
     change = "cut short" if size < mark.bytes else "grown"
     return f"is {change}: {bytes_text(size)} ({size} bytes), its completion mark says {mark.bytes} bytes"
+
+
+def byte_fault(folder: Path, mark: Mark) -> str:
+    """What is wrong with a shard, told by reading it: its bytes are not those that its mark was written for.
+
+    Raises:
+        StoreError: the file cannot be read.
+    """
+    if sha256(folder / mark.file) == mark.sha256:
+        return ""
+    redo = f"Remove its completion mark ({mark.path_name}), then {_REDO}"
+    return f"its bytes are not those that were written (sha256 differs). {redo}"
 
 
 def write_spec(folder: Path, spec: FeatureSpec) -> None:
@@ -318,9 +349,8 @@ def read_spec(folder: Path) -> FeatureSpec:
 _REDO = "`avpipe extract` writes this shard again"
 
 
-def _whole_mark(folder: Path, name: str) -> Mark | None:
+def _whole_mark(path: Path) -> Mark | None:
     """The mark of a shard, if it is there and undamaged."""
-    path = folder / f"{name}.json"
     with storage_errors(path, "read"):
         if not path.exists():
             return None
@@ -338,7 +368,8 @@ def _fits(folder: Path, mark: Mark, plan: ShardPlan, fingerprint: str) -> bool:
         return False
     shard = folder / mark.file
     with storage_errors(shard, "read"):
-        unchanged = shard.stat().st_mtime_ns < (folder / mark.path_name).stat().st_mtime_ns
+        changed, marked = shard.stat().st_mtime_ns, (folder / mark.path_name).stat().st_mtime_ns
+    unchanged = changed <= marked if is_remote(folder) else changed < marked
     return unchanged or sha256(shard) == mark.sha256
 
 
@@ -349,16 +380,12 @@ def _fault(shard: Path, mark: Mark, fingerprint: str | None, *, deep: bool) -> s
         return f"{fault}. {_REDO}"
     if fingerprint is not None and mark.fingerprint != fingerprint:
         return f"holds features {mark.fingerprint}, {SPEC_FILE} says {fingerprint}. {_REDO}"
-    if deep and sha256(shard) != mark.sha256:
-        redo = f"Remove its completion mark ({mark.path_name}), then {_REDO}"
-        return f"its bytes are not those that were written (sha256 differs). {redo}"
-    return ""
+    return byte_fault(shard.parent, mark) if deep else ""
 
 
 def _numbered(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
     """Files of a folder whose names match, in the order of their numbers."""
-    with storage_errors(folder, "read"):
-        found = [path for path in folder.iterdir() if pattern.fullmatch(path.name)] if folder.exists() else []
+    found = [path for path in listed(folder) if pattern.fullmatch(path.name)]
     return sorted(found, key=lambda path: (int(path.stem), path.suffix))
 
 

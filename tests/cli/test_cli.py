@@ -7,48 +7,17 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from avpipe import cli
 from avpipe.data_manifests import manifest
 from avpipe.pipeline.workspace import Workspace
 
+from .conftest import Avpipe, Said
+
 TINY = ("train.epochs=1", "train.tensorboard=false", "fusion.width=16", "decoder.width=16", "generate.max_tokens=4")
 QUICK = ("--metrics", "cider,bleu")
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What a command said and how it ended."""
-
-    status: int
-    out: str
-    err: str
-
-
-Avpipe = Callable[..., Said]
-
-
-@pytest.fixture
-def avpipe(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Avpipe:
-    """Runs the real entry point in this process. No command may end with a traceback."""
-    from avpipe import console
-
-    def call(*words: object) -> Said:
-        monkeypatch.setattr(sys, "argv", ["avpipe", *map(str, words)])
-        monkeypatch.setattr(console.out, "file", sys.stdout)
-        monkeypatch.setattr(console.err, "file", sys.stderr)
-        with pytest.raises(SystemExit) as exit:
-            cli.main()
-        out, err = capfd.readouterr()
-        assert "Traceback" not in out + err
-        return Said(int(exit.value.code or 0), out, err)
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -177,18 +146,26 @@ def test_a_listing_shows_what_is_damaged_and_goes_on(avpipe: Avpipe, used: Works
 
 
 def test_verify_finds_a_flipped_byte(avpipe: Avpipe, used: Workspace) -> None:
-    said = avpipe("verify", "-w", used.root)
-    assert (said.status, said.out) == (0, "colour_grid: whole\nlog_mel: whole\n")
+    said = avpipe("verify", "--deep", "-w", used.root)
+    assert said.status == 0
+    assert "colour_grid: whole; 24 clips = 24 ok + 0 failed + 0 skipped\n" in said.out
+    assert "log_mel: whole; 24 clips = 23 ok + 0 failed + 1 skipped\n" in said.out
+    assert said.out.endswith("  1 warning\n    test-00000: all 101 rows are the same\n")  # it is silent
     shard = used.feature_set("synthetic", "log_mel") / "00001.h5"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    said = avpipe("verify", "--json", "-w", used.root)
+    assert avpipe("verify", "--quick", "-w", used.root).status == 0  # reads no shard
+    said = avpipe("verify", "--deep", "--json", "-w", used.root)
     assert said.status == 1
-    problems = json.loads(said.out)
-    assert problems["colour_grid"] == []
-    assert "sha256 differs" in problems["log_mel"][0]
-    assert "log_mel: 1 problem\n" in avpipe("verify", "-w", used.root).out
+    reports = json.loads(said.out)
+    assert reports["colour_grid"]["problems"] == []
+    assert reports["colour_grid"]["whole"]
+    assert "sha256 differs" in reports["log_mel"]["problems"][0]
+    assert reports["log_mel"]["missing"] == 8
+    said = avpipe("verify", "--deep", "-w", used.root)
+    assert said.status == 1
+    assert "log_mel: 1 problem; 24 clips = 15 ok + 0 failed + 1 skipped + 8 missing\n" in said.out
 
 
 def test_a_mended_file_is_extracted_again(avpipe: Avpipe, workspace: Workspace, tmp_path: Path) -> None:
@@ -243,6 +220,7 @@ def test_a_run_and_a_file_are_not_scored_at_once(avpipe: Avpipe, tmp_path: Path)
 # -- the frame: help, usage, interruption ------------------------------------------------------------------------------
 
 COMMANDS = ("prepare", "extract", "retry", "verify", "train", "score", "caption", "ls", "doctor", "demo")
+GROUPED = ("features diff", "features export", "features import")
 
 
 def test_help_and_version_load_nothing_heavy() -> None:
@@ -254,13 +232,13 @@ def test_help_and_version_load_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert all(f" {command} " in done.stdout for command in COMMANDS)
+    assert all(f" {command} " in done.stdout for command in (*COMMANDS, "features"))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *GROUPED])
 def test_help_says_what_every_default_is(avpipe: Avpipe, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    said = avpipe(command, "--help")
+    said = avpipe(*command.split(), "--help")
     assert said.status == 0
     assert "[default: ($AVPIPE_HOME, or ./avpipe-data)]" in said.out  # brackets are not taken for markup
     assert "]...]..." not in said.out
@@ -306,7 +284,7 @@ def test_an_interrupted_command_says_that_it_can_go_on(
         ("prepare synthetic clip.train=4", 2, "clip: unknown key (did you mean 'clips'?)"),
         ("extract -r baselin", 2, "unknown extraction recipe 'baselin' (did you mean 'baseline'?)"),
         ("extract -r gone.yaml", 2, "gone.yaml: 1 fault\n  - cannot be read"),
-        ("extract -e colr_grid", 2, "unknown encoder 'colr_grid' (did you mean 'colour_grid'?); known: ast, clip_vit,"),
+        ("extract -e colr_grid", 2, "unknown encoder 'colr_grid' (did you mean 'colour_grid'?); known: ast, audio_caption,"),
         ("extract -r baseline colour_grid.fraems=3", 2, "fraems: unknown key (did you mean 'frames'?)"),
         ("extract -r baseline colour_grid.frames=none", 2, "frames: input should be a valid integer"),
         ("extract -r baseline colour_grid", 2, "expected key=value"),

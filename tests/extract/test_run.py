@@ -169,7 +169,7 @@ def test_retry_does_the_failed_again_and_them_alone(workspace: Workspace) -> Non
     (workspace.root / "own-media" / "late.mp4").write_bytes(good.read_bytes())
     assert first.run().worked == 0  # the shard is done, its rows say what happened
     again = api.extraction_again(workspace, gpus=0, decoders=1)
-    report = again.run(redo=api.failed(again))
+    report = again.run(redo=api.mended(again))
     assert report.worked == 1
     assert report.faults["colour_grid"] == {"open": 1}
 
@@ -179,7 +179,7 @@ def test_retry_of_a_kind_that_never_happened_fails(workspace: Workspace) -> None
     first = extraction(workspace)
     first.run()
     with pytest.raises(UnknownNameError, match=r"unknown kind of failure 'timeout'; known: open"):
-        api.failed(first, "timeout")
+        api.mended(first, "timeout")
 
 
 def test_other_settings_under_the_same_name_fail(workspace: Workspace) -> None:
@@ -232,9 +232,9 @@ def test_a_cut_or_flipped_shard_is_named_and_done_again(workspace: Workspace) ->
     content = bytearray(flipped.read_bytes())
     content[len(content) // 2] ^= 1
     flipped.write_bytes(content)
-    problems = api.verify(workspace, "synthetic")
-    assert problems["colour_grid"] == []
-    assert [problem.file for problem in problems["log_mel"]] == ["00000.h5", "00002.h5"]
+    reports = api.verify(workspace, "synthetic", deep=True)
+    assert reports["colour_grid"].is_whole
+    assert [problem.file for problem in reports["log_mel"].problems] == ["00000.h5", "00002.h5"]
     assert run(workspace).worked == 2
     assert digests(workspace) == before
 
@@ -258,7 +258,8 @@ def test_killed_at_any_moment_the_next_run_gives_the_same_bytes(workspace: Works
         process.wait()
     subprocess.run([*command, "-w", str(workspace.root)], check=True, capture_output=True)
     assert digests(workspace) == digests(unbroken)
-    assert api.verify(workspace, "synthetic") == {"colour_grid": [], "log_mel": []}
+    reports = api.verify(workspace, "synthetic", deep=True)
+    assert {name: report.is_whole for name, report in reports.items()} == {"colour_grid": True, "log_mel": True}
 
 
 def test_a_forecast_measures_and_writes_nothing(workspace: Workspace) -> None:

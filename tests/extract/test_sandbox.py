@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -217,3 +218,40 @@ def test_all_broken_clips_in_one_go(shared: Path) -> None:
         "sample_with_invalid_nalu.mp4": (1, 0),
         "video_desks.3gp": (1, 1),
     }
+
+
+def test_a_job_is_brought_before_it_is_done_and_put_away_after_it() -> None:
+    """Outside of the limits, whatever becomes of it; what goes wrong then counts as if the work had said it."""
+    here: set[str] = set()
+    put_away: list[str] = []
+
+    @contextlib.contextmanager
+    def bring(job: str) -> Iterator[str]:
+        if job == "late":
+            time.sleep(1.5)
+        if job == "gone":
+            raise ClipError("missing_file", "it is not there")
+        here.add(job)
+        try:
+            yield "killed" if job == "deadly" else job.upper()
+        finally:
+            here.remove(job)
+            put_away.append(job)
+
+    with DecodePool(pool_work.work, 1, Limits(max_seconds=1.0), bring=bring) as pool:
+        pool.submit("warm").result()
+        found = [outcome(result) for result in pool.map(["late", "gone", "deadly", "b"])]
+    assert found == ["LATE", "<missing_file>", "<crashed>", "B"]
+    assert here == set()
+    assert sorted(put_away) == ["b", "deadly", "late", "warm"]
+
+
+def test_what_cannot_be_brought_through_no_fault_of_its_own_stops_the_run() -> None:
+    def bring(job: str) -> contextlib.AbstractContextManager[str]:
+        raise AvpipeError("the storage does not answer")
+
+    with (
+        DecodePool(pool_work.work, 1, bring=bring) as pool,
+        pytest.raises(AvpipeError, match="the storage does not answer"),
+    ):
+        list(pool.map(["a"]))

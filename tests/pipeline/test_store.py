@@ -369,29 +369,6 @@ def test_every_planned_clip_needs_one_outcome(tmp_path: Path) -> None:
     assert contents(tmp_path) == {}
 
 
-@BOTH
-def test_retrying_some_clips_gives_the_shard_of_an_unbroken_run(tmp_path: Path, format: str) -> None:
-    plan = ShardPlan(0, ("a", "b", "c"))
-    for folder, good in (("retried", "ac"), ("unbroken", "abc")):
-        with ShardWriter(tmp_path / folder, plan, spec(), format) as shard:
-            for clip_id in plan.clip_ids:
-                if clip_id in good:
-                    shard.add(clip_id, features(clip_id))
-                else:
-                    shard.fail(clip_id, ClipError("timeout", "the disk was slow"))
-        if folder == "retried":
-            first = shard.mark
-    old = open_reader(path_of(tmp_path / "retried", format))
-    with ShardWriter(tmp_path / "retried", plan, spec(), format) as shard:
-        shard.add("b", features("b"))
-        for outcome in first.outcomes:
-            if outcome.status == "ok":
-                shard.keep(outcome, old.read(outcome.clip_id))
-        with pytest.raises(ValueError, match="clip 'b' is failed, got Features"):
-            shard.keep(first.outcomes[1], features("b"))
-    assert contents(tmp_path / "retried") == contents(tmp_path / "unbroken")
-
-
 def test_a_shard_in_the_other_format_goes(tmp_path: Path) -> None:
     for format in ("hdf5", "webdataset"):
         with ShardWriter(tmp_path, ShardPlan(0, ("a",)), spec(), format) as shard:

@@ -33,6 +33,7 @@ from avpipe.data_manifests.datasets import REGISTRY
 from avpipe.pipeline.clip import SPLITS, Clip
 from avpipe.pipeline.config import Config as BaseConfig
 from avpipe.pipeline.errors import DataError
+from avpipe.pipeline.remote import RemotePath
 from avpipe.pipeline.workspace import Workspace
 
 NAME = "folder"
@@ -144,7 +145,10 @@ class Files:
 
         Raises:
             DataError: a folder cannot be read.
+            StoreError: the remote storage that it is in does not answer, ...
         """
+        if isinstance(root, RemotePath):
+            return cls._of([path for path in root.files_below() if not any(map(_is_hidden, path.split("/")))])
 
         def unreadable(error: OSError) -> None:
             raise DataError(f"--media: {error.filename} cannot be read: {error.strerror}")
@@ -157,9 +161,13 @@ class Files:
                 folders.clear()
                 continue
             seen.add((status.st_dev, status.st_ino))
-            folders[:] = [name for name in folders if not name.startswith(".")]
+            folders[:] = [name for name in folders if not _is_hidden(name)]
             below = Path(folder).relative_to(root)
-            paths += [(below / name).as_posix() for name in names if not name.startswith(".")]
+            paths += [(below / name).as_posix() for name in names if not _is_hidden(name)]
+        return cls._of(paths)
+
+    @classmethod
+    def _of(cls, paths: Sequence[str]) -> Files:
         by_name: dict[str, list[str]] = {}
         for path in sorted(paths):
             pure = PurePosixPath(path)
@@ -286,6 +294,10 @@ class _Matcher:
         owner = self.owners.setdefault(key, name)
         if owner != name:
             self.faults.add(kind, f"{owner!r} and {name!r}")
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".")
 
 
 def _what_is(path: Path) -> str:

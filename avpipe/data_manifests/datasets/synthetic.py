@@ -32,6 +32,7 @@ from avpipe.data_manifests.synthesis.render import Format, cores, render
 from avpipe.pipeline.clip import SPLITS, Clip
 from avpipe.pipeline.config import Config as BaseConfig
 from avpipe.pipeline.errors import DataError
+from avpipe.pipeline.remote import is_remote
 from avpipe.pipeline.workspace import Workspace
 
 __all__ = ["CARD", "IN_TIME", "OUT_OF_TIME", "Config", "oracle_captions", "prepare", "synchrony_word"]
@@ -102,14 +103,20 @@ def prepare(
         progress: told how many files are there.
 
     Raises:
-        DataError: annotations were given.
+        DataError: annotations were given; the media would go to remote storage.
         StoreError: a file cannot be written.
     """
     if annotations is not None:
         raise DataError(f"{NAME!r} makes its own annotations: expected none, got --annotations {annotations}")
     form = Format(size=config.size, fps=config.fps, seconds=config.seconds)
     folder = f"v{VERSION}-seed{config.seed}-{form.size}px-{form.fps}fps-{form.seconds}s"
-    root = (media or workspace.media(NAME)) / folder
+    parent = media or workspace.media(NAME)
+    if is_remote(parent):
+        raise DataError(
+            f"{NAME!r} renders its media on this machine, not to {parent}: say where with --media FOLDER (and after "
+            f"copying them: avpipe extract --media URL)"
+        )
+    root = parent / folder
     clips, facts = [], {}
     for split in SPLITS:
         for index in range(getattr(config.clips, split)):

@@ -10,6 +10,7 @@ from typing import Any
 
 from avpipe.pipeline.errors import CorruptShardError, FingerprintError, StoreError
 from avpipe.pipeline.features import STATUSES, Features, Outcome, Segments
+from avpipe.pipeline.files import each
 from avpipe.pipeline.shards import Mark, marks, read_spec, size_fault
 from avpipe.pipeline.store._formats import open_reader
 from avpipe.pipeline.store._rows import Reader
@@ -23,7 +24,8 @@ class FeatureSet:
     """The features of a dataset by one encoder: random access and streaming over all finished shards.
 
     Looks at ``spec.json`` and every completion mark when it is made; opens shards when they are read. A shard without
-    a mark is not there. May be pickled, forked and used from several threads: see ``Reader``.
+    a mark is not there. May be pickled, forked and used from several threads: see ``Reader``. From remote storage,
+    every shard is copied to this machine when it is first read, and stays there for the next time.
 
     Args:
         folder: of the feature set.
@@ -65,6 +67,11 @@ class FeatureSet:
         """Number of clips by status: ``{"ok": 250, "failed": 4, "skipped": 2}``."""
         found = Counter(outcome.status for outcome in self._outcomes.values())
         return {status: found[status] for status in STATUSES}
+
+    @property
+    def bytes(self) -> int:
+        """The size of all shards."""
+        return sum(mark.bytes for mark in self._marks)
 
     def __len__(self) -> int:
         return len(self._shard_of)
@@ -143,12 +150,14 @@ class FeatureSet:
         return {**self.__dict__, "_open": deque()}
 
     def _check(self) -> None:
-        faults = [(mark.file, size_fault(self.folder, mark)) for mark in self._marks]
+        by_file = {self.folder / mark.file: mark for mark in self._marks}
+        found = each(lambda path: size_fault(self.folder, by_file[path]), list(by_file))
+        faults = [(path.name, fault) for path, fault in zip(by_file, found, strict=True)]
         broken = [f"  - {file} {fault}" for file, fault in faults if fault]
         if broken:
             raise CorruptShardError(
                 f"{self.folder}: {len(broken)} of {len(faults)} shards are broken\n" + "\n".join(broken) + "\n"
-                "`avpipe verify` checks every byte, `avpipe extract` writes broken shards again"
+                "`avpipe verify --deep` checks every byte, `avpipe extract` writes broken shards again"
             )
         for mark in self._marks:
             if mark.fingerprint != self.spec.fingerprint:
@@ -156,7 +165,7 @@ class FeatureSet:
 
     def _describe(self, mark: Mark) -> str:
         """How a shard's features differ from what spec.json says."""
-        there = open_reader(self.folder / mark.file).spec
+        there = open_reader(self.folder / mark.file, mark.sha256).spec
         lines = "\n".join(f"  - {line}" for line in self.spec.differences(there))
         return (
             f"{mark.file} holds other features ({mark.fingerprint}) than spec.json says ({self.spec.fingerprint}); "
@@ -188,7 +197,7 @@ class FeatureSet:
         return number
 
     def _opened(self, mark: Mark) -> Reader | TextReader:
-        reader = open_reader(self.folder / mark.file)
+        reader = open_reader(self.folder / mark.file, mark.sha256)
         if reader.spec.fingerprint != mark.fingerprint:
             raise CorruptShardError(
                 f"{reader.path} holds features {reader.spec.fingerprint}, its mark says {mark.fingerprint}. "

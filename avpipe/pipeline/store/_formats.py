@@ -47,16 +47,20 @@ def open_writer(format: str, path: Path, spec: FeatureSpec, order: Sequence[str]
     return TextWriter(path, spec, order) if spec.is_text else Writer(path, spec, compose, order)
 
 
-def open_reader(path: Path) -> Reader | TextReader:
+def open_reader(path: Path, sha256: str = "") -> Reader | TextReader:
     """A reader for one shard file of any format.
+
+    Args:
+        path: of the shard file. A remote one is first copied to this machine, whole, once.
+        sha256: of the file, in hex, if it is known; tells whether a remote one is already here.
 
     Raises:
         CorruptShardError: the file is damaged.
         StoreError: the file cannot be read, or its name has no format's suffix.
     """
     if path.suffix == _text.SUFFIX:
-        return TextReader(path)
+        return TextReader(path, sha256)
     formats = {FORMATS.load(name).SUFFIX: FORMATS.load(name) for name in FORMATS.names()}
     if path.suffix not in formats:
         raise StoreError(f"{path} is no shard: expected a name that ends in {' or '.join(suffixes())}")
-    return Reader(path, formats[path.suffix].read_index)
+    return Reader(path, formats[path.suffix].read_index, sha256)

@@ -9,7 +9,8 @@ A format is a module of this folder with three names::
 Rows are collected in a temporary file in the same folder, because neither format can be streamed as it should end: a
 contiguous HDF5 dataset must know its length when it is made, the tar file's index stands in front, and clips may arrive
 in any order while the bytes of a shard must not depend on it. The price is that a shard is written twice, mostly to the
-page cache, and needs twice its space while it is made; memory holds the row times only.
+page cache, and needs twice its space while it is made; memory holds the row times only. Where the shard is to lie in
+remote storage, both are below ``$TMPDIR``; what is read from there is read from a copy on this machine.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ import numpy.typing as npt
 
 from avpipe.pipeline.errors import ClipError, CorruptShardError, StoreError
 from avpipe.pipeline.features import Features, FeatureSpec
-from avpipe.pipeline.files import atomic_write, flush, storage_errors, sweep, temporary, write_all
+from avpipe.pipeline.files import atomic_write, flush, sha256, storage_errors, sweep, temporary, write_all
+from avpipe.pipeline.store._cache import local_copy
 
 TIME_DTYPE = np.dtype("<f8")
 
@@ -130,12 +132,15 @@ class Writer:
         self._clips[clip_id] = CollectedClip(clip_id, self._size, times)
         self._size += rows.nbytes
 
-    def commit(self, former_mark: Path | None = None) -> None:
+    def commit(self, former_mark: Path | None = None) -> tuple[int, str]:
         """Write the shard file and flush it to the disk.
 
         Args:
             former_mark: the completion mark of the shard that may stand there: removed at the last moment before the
                 new shard takes its place, so that it never vouches for the new one.
+
+        Returns:
+            The size of the file in bytes and its sha256, in hex.
 
         Raises:
             StoreError: the disk is full, ...
@@ -145,11 +150,13 @@ class Writer:
         try:
             with atomic_write(self.path) as aside:
                 self._compose(aside, self.spec, clips, self._rows)
+                size, digest = aside.stat().st_size, sha256(aside)
                 if former_mark:
                     flush(aside)  # only a shard that is safe may replace the former
                     former_mark.unlink(missing_ok=True)
         finally:
             self.abandon()
+        return size, digest
 
     def abandon(self) -> None:
         """Forget what was collected; a shard file that stood there before still stands. Does nothing after commit."""
@@ -178,16 +185,18 @@ class Reader:
     Args:
         path: of the shard file.
         read_index: of the format.
+        sha256: of the file, in hex, if it is known; see :func:`local_copy`.
 
     Raises:
         CorruptShardError: the file is damaged.
         StoreError: the file cannot be read.
     """
 
-    def __init__(self, path: Path, read_index: Callable[[Path], Index]) -> None:
-        self.path = path
-        self._file: _OpenFile | None = _OpenFile(path)
-        self._index = read_index(path)
+    def __init__(self, path: Path, read_index: Callable[[Path], Index], sha256: str = "") -> None:
+        self.path, self._sha256 = path, sha256
+        local = local_copy(path, sha256)
+        self._file: _OpenFile | None = _OpenFile(local)
+        self._index = read_index(local)
         self._position = {clip_id: i for i, clip_id in enumerate(self._index.clip_ids)}
         self._dtype = disk_dtype(self._index.spec)
 
@@ -232,7 +241,7 @@ class Reader:
         data = np.empty((rows, self._index.spec.dim), self._dtype)
         pts_seconds = np.empty(rows, TIME_DTYPE)
         with storage_errors(self.path, "read"):
-            file = self._file or _OpenFile(self.path)
+            file = self._file or _OpenFile(local_copy(self.path, self._sha256))
             self._fill(file, data, int(self._index.data_offsets[i]) + view * data.nbytes)
             self._fill(file, pts_seconds, int(self._index.pts_offsets[i]) + view * pts_seconds.nbytes)
         self._file = file
@@ -256,7 +265,7 @@ class Reader:
             if count == 0:
                 raise CorruptShardError(
                     f"{self.path} ends at byte {offset}, a clip needs {len(rest)} more: it was cut short. "
-                    f"`avpipe verify` names every such shard, `avpipe extract` writes them again"
+                    f"`avpipe verify --deep` names every such shard, `avpipe extract` writes them again"
                 )
             rest, offset = rest[count:], offset + count
 

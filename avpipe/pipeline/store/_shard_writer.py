@@ -9,7 +9,7 @@ from typing import Self
 
 from avpipe.pipeline.errors import ClipError
 from avpipe.pipeline.features import Encoded, FeatureSpec, Outcome, Segments
-from avpipe.pipeline.files import sha256, storage_errors, sweep
+from avpipe.pipeline.files import storage_errors, sweep
 from avpipe.pipeline.shards import Mark, ShardPlan
 from avpipe.pipeline.store._formats import open_writer, suffix_of, suffixes
 from avpipe.pipeline.store._text import TextWriter
@@ -85,24 +85,6 @@ class ShardWriter:
             )
         )
 
-    def keep(self, outcome: Outcome, features: Encoded | None) -> None:
-        """Take over what an earlier run found out about a clip: how ``retry`` redoes some clips of a shard.
-
-        Args:
-            outcome: of the earlier run.
-            features: as read from the earlier shard; ``None`` unless the outcome is ``ok``.
-
-        Raises:
-            ValueError: not planned, or known already; features with an outcome that has none, or the other way round.
-            StoreError: the disk is full, ...
-        """
-        if (outcome.status == "ok") != (features is not None):
-            raise ValueError(f"clip {outcome.clip_id!r} is {outcome.status}, got {features!r}")
-        self._expect(outcome.clip_id)
-        if features is not None:
-            self._put(outcome.clip_id, features)
-        self._note(outcome)
-
     def commit(self) -> None:
         """Write the shard, and its mark last. The ``with`` block does it when it ends well.
 
@@ -115,13 +97,11 @@ class ShardWriter:
             raise ValueError(
                 f"shard {self.plan.name} of {self.folder}: {len(missing)} clips have no outcome, first {missing[0]!r}"
             )
-        self._writer.commit(former_mark=self.folder / f"{self.plan.name}.json")
-        with storage_errors(self._path, "read"):
-            size = self._path.stat().st_size
+        size, digest = self._writer.commit(former_mark=self.folder / f"{self.plan.name}.json")
         self.mark = Mark(
             file=self._path.name,
             bytes=size,
-            sha256=sha256(self._path),
+            sha256=digest,
             fingerprint=self.spec.fingerprint,
             outcomes=tuple(self._outcomes[clip_id] for clip_id in self.plan.clip_ids),
         )

@@ -20,7 +20,8 @@ from typing import Self
 
 from avpipe.pipeline.errors import CorruptShardError, StoreError
 from avpipe.pipeline.features import FeatureSpec, Segment, Segments
-from avpipe.pipeline.files import atomic_write, flush, storage_errors, sweep
+from avpipe.pipeline.files import atomic_write, flush, sha256, storage_errors, sweep
+from avpipe.pipeline.store._cache import local_copy
 
 SUFFIX = ".jsonl"
 
@@ -52,11 +53,14 @@ class TextWriter:
             raise ValueError(f"clip id: expected one that is planned for {self.path} and new, got {clip_id!r}")
         self._clips[clip_id] = segments
 
-    def commit(self, former_mark: Path | None = None) -> None:
+    def commit(self, former_mark: Path | None = None) -> tuple[int, str]:
         """Write the shard file and flush it to the disk.
 
         Args:
             former_mark: of the shard that stands there; removed before the new one takes its place.
+
+        Returns:
+            The size of the file in bytes and its sha256, in hex.
 
         Raises:
             StoreError: the disk is full, ...
@@ -69,9 +73,11 @@ class TextWriter:
             lines.append(json.dumps({"clip_id": clip_id, "segments": segments}, allow_nan=False))
         with atomic_write(self.path) as aside:
             aside.write_text("\n".join(lines) + "\n", encoding="ascii")
+            size, digest = aside.stat().st_size, sha256(aside)
             if former_mark is not None:
                 flush(aside)  # only a shard that is safe may replace the former
                 former_mark.unlink(missing_ok=True)
+        return size, digest
 
     def abandon(self) -> None:
         """Forget what was collected; a shard file that stood there before still stands."""
@@ -94,16 +100,17 @@ class TextReader:
 
     Args:
         path: of the shard file.
+        sha256: of the file, in hex, if it is known; see :func:`local_copy`.
 
     Raises:
         CorruptShardError: the file is damaged.
         StoreError: the file cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, sha256: str = "") -> None:
         self.path = path
         with storage_errors(path, "read"):
-            content = path.read_bytes()
+            content = local_copy(path, sha256).read_bytes()
         try:
             head, *lines = (json.loads(line) for line in content.decode("ascii").splitlines())
             self.spec = FeatureSpec.from_json(head["avpipe"]["spec"])
@@ -113,7 +120,7 @@ class TextReader:
             }
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptShardError(
-                f"{path}: not a whole shard of text ({error}). `avpipe verify` names every such shard, "
+                f"{path}: not a whole shard of text ({error}). `avpipe verify --deep` names every such shard, "
                 f"`avpipe extract` writes them again"
             ) from None
 

@@ -91,7 +91,7 @@ def read_index(path: Path) -> Index:
             data_start, pts_start = data.id.get_offset() or 0, pts_seconds.id.get_offset() or 0
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, IndexError) as error:
         raise CorruptShardError(
-            f"{path}: not a whole HDF5 shard ({error}). `avpipe verify` names every such shard, "
+            f"{path}: not a whole HDF5 shard ({error}). `avpipe verify --deep` names every such shard, "
             f"`avpipe extract` writes them again"
         ) from None
     row_bytes = spec.dim * np.dtype(spec.dtype).itemsize

@@ -101,7 +101,7 @@ def read_index(path: Path) -> Index:
         clip_ids = tuple(str(place[0]) for place in head["clips"])
     except (OSError, tarfile.TarError, KeyError, ValueError, TypeError, IndexError) as error:
         raise CorruptShardError(
-            f"{path}: not a whole WebDataset shard of avpipe ({error}). `avpipe verify` names every such shard, "
+            f"{path}: not a whole WebDataset shard of avpipe ({error}). `avpipe verify --deep` names every such shard, "
             f"`avpipe extract` writes them again"
         ) from None
     start = tarfile.BLOCKSIZE + _padded(member.size)

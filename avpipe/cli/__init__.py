@@ -1,0 +1,14 @@
+"""The command line: reads options, calls :mod:`avpipe.api`, prints. Imports stand inside the commands.
+
+One module a stage; a command is registered when its module is imported.
+"""
+
+from avpipe.cli._app import app, main
+
+# The order in which --help lists the commands.
+# isort: off
+from avpipe.cli import extracting, features, training, scoring, around
+
+# isort: on
+
+__all__ = ["app", "around", "extracting", "features", "main", "scoring", "training"]

@@ -1,0 +1,32 @@
+"""Where the user's words point: a folder of this machine, or a URL of remote storage."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import cast
+
+from avpipe.pipeline.remote import RemotePath
+
+
+def place(text: str | Path) -> Path:
+    """The place that a user names: ``"data"``, ``"/data"``, ``"s3://bucket/data"``.
+
+    What comes back for a URL is a :class:`~avpipe.pipeline.remote.RemotePath`. It passes for a ``Path``: it has the
+    methods that avpipe uses.
+
+    Raises:
+        UsageError: a URL that nothing here understands.
+        MissingPackageError: the package for that storage is not installed.
+    """
+    if not isinstance(text, str) or "://" not in text:
+        return cast(Path, text) if isinstance(text, RemotePath) else Path(text)
+    if text.startswith("file://"):
+        return Path(text.removeprefix("file://"))
+    return cast(Path, RemotePath.parse(text))
+
+
+def cache_folder() -> Path:
+    """Where avpipe keeps what it can get again: ``$AVPIPE_CACHE``, else ``~/.cache/avpipe``."""
+    chosen = os.environ.get("AVPIPE_CACHE")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "avpipe"
