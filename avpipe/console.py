@@ -146,7 +146,8 @@ def show_extraction(extraction: Extraction, redo: Callable[[Mark], bool] | None 
                 case Progress(rank=rank, task=task, data=data):
                     under_way[task] += data["clips"]
                     waits[rank] = data["waits"]
-                    counts = {status: count for status, count in data["statuses"].items() if status != "ok"}
+                    counts = {f"failed ({kind})": count for kind, count in data["failures"].items()}
+                    counts["skipped"] = data["statuses"].get("skipped", 0)
                     meter.advance(data["clips"], counts, waiting_for=waiting_for(waits.values()))
                 case Started(task=task):
                     meter.advance(-under_way.pop(task, 0))  # begun again after its worker died

@@ -74,7 +74,8 @@ def extract(
         part: which shards are this run's business, where several machines share the work.
         engine: what runs the worker processes; by default this machine.
         on_event: called with every event of the run; its ``Progress`` data has ``clips`` (how many are decoded since
-            the last), their ``statuses``, and ``waits`` (seconds that the worker waited so far, by what for).
+            the last), their ``statuses``, ``failures`` (how many, by kind), and ``waits`` (seconds that the worker
+            waited so far, by what for).
 
     Raises:
         DataError: the media root is missing.

@@ -327,9 +327,12 @@ class _Shard:
 
     def take(self, clip_id: str, decoded: Decoded | ClipError) -> None:
         """Take one decoded clip, and encode what makes whole batches."""
-        statuses = Counter(output.take(clip_id, decoded) for output in self.outputs)
+        faults = [output.take(clip_id, decoded) for output in self.outputs]
+        statuses = Counter(fault.status if fault else "ok" for fault in faults)
+        failures = Counter(fault.kind for fault in faults if fault and fault.status == "failed")
         waits = self.room.seconds()
-        self.room.tell.progress(self.task.name, {"clips": 1, "statuses": dict(statuses), "waits": waits})
+        progress = {"clips": 1, "statuses": dict(statuses), "failures": dict(failures), "waits": waits}
+        self.room.tell.progress(self.task.name, progress)
         self._left -= 1
         self._gathered += 1
         is_turn = self.room.setting.residency == "together" or self._gathered >= TURN_CLIPS
@@ -376,7 +379,7 @@ class _Shard:
             counts.update(_read_text(name, self.task, self.room).counts)
         if not self.outputs:
             waits = self.room.seconds()
-            progress = {"clips": len(self.task.clips), "statuses": dict(counts), "waits": waits}
+            progress = {"clips": len(self.task.clips), "statuses": dict(counts), "failures": {}, "waits": waits}
             self.room.tell.progress(self.task.name, progress)
         self.room.tell.done(self.task.name, counts)
 
@@ -391,17 +394,17 @@ class _Output:
         self._gathered: list[tuple[str, Prepared, Decoded]] = []
         self._failures: list[tuple[str, ClipError, tuple[str, ...], float]] = []
 
-    def take(self, clip_id: str, decoded: Decoded | ClipError) -> str:
-        """Take one clip and say its status so far."""
+    def take(self, clip_id: str, decoded: Decoded | ClipError) -> ClipError | None:
+        """Take one clip, and say why it has no features, if it has none."""
         if isinstance(decoded, ClipError):
             self._failures.append((clip_id, decoded, (), 0.0))
-            return decoded.status
+            return decoded
         prepared = decoded.prepared[self.name]
         if isinstance(prepared, ClipError):
             self._failures.append((clip_id, prepared, decoded.notes, decoded.seconds))
-            return prepared.status
+            return prepared
         self._gathered.append((clip_id, prepared, decoded))
-        return "ok"
+        return None
 
     def batches(self, *, to_the_end: bool) -> list[_Batch]:
         """The whole batches among what has gathered; at the end, also the last, smaller one."""

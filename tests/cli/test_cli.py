@@ -284,7 +284,11 @@ def test_an_interrupted_command_says_that_it_can_go_on(
         ("prepare synthetic clip.train=4", 2, "clip: unknown key (did you mean 'clips'?)"),
         ("extract -r baselin", 2, "unknown extraction recipe 'baselin' (did you mean 'baseline'?)"),
         ("extract -r gone.yaml", 2, "gone.yaml: 1 fault\n  - cannot be read"),
-        ("extract -e colr_grid", 2, "unknown encoder 'colr_grid' (did you mean 'colour_grid'?); known: ast, audio_caption,"),
+        (
+            "extract -e colr_grid",
+            2,
+            "unknown encoder 'colr_grid' (did you mean 'colour_grid'?); known: ast, audio_caption,",
+        ),
         ("extract -r baseline colour_grid.fraems=3", 2, "fraems: unknown key (did you mean 'frames'?)"),
         ("extract -r baseline colour_grid.frames=none", 2, "frames: input should be a valid integer"),
         ("extract -r baseline colour_grid", 2, "expected key=value"),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 
 import pytest
 
 from avpipe import console
+from avpipe.extract.run import Part
+from avpipe.pipeline.runner import Died, Progress, Started
 
 
 @pytest.fixture
@@ -59,3 +62,28 @@ def test_a_name_is_neither_markup_nor_emoji_and_never_wraps(log: io.StringIO, cl
         meter.advance_to(1)
     assert log.getvalue().startswith(f"{name}: 1/1 files")
     assert log.getvalue().count("\n") == 1
+
+
+def test_an_extraction_says_what_failed_and_what_is_waited_for(log: io.StringIO, clock: Clock) -> None:
+    class Planned:
+        part = Part(2, 3)
+        setting = SimpleNamespace(encoders={"see": None, "hear": None})
+
+        def tasks(self, redo: object) -> list[object]:
+            return [SimpleNamespace(name="00001", clips=range(40)), SimpleNamespace(name="00004", clips=range(20))]
+
+    with console.show_extraction(Planned()) as tell:  # type: ignore[arg-type]
+        for number in range(45):
+            clock.now += 2
+            failures = {"decode": 1} if number in (3, 4) else {"missing_file": 1} if number == 5 else {}
+            statuses = {"ok": 1, "skipped": 1} if number == 0 else {"ok": 2 - len(failures), "failed": len(failures)}
+            waits = {"decoding": 0.1 * number, "encoding": 1.5 * number, "writing": 0.0}
+            data = {"clips": 1, "statuses": statuses, "failures": failures, "waits": waits}
+            tell(Progress(rank=0, task="00001" if number < 40 else "00004", data=data))
+            if number == 9:
+                tell(Died(rank=0, reason="was killed"))
+                tell(Started(rank=0, task="00001"))  # its ten clips do not count twice
+    lines = log.getvalue().splitlines()
+    assert lines[0] == "a worker was killed; its shard is done again"
+    assert lines[-1].startswith("extract see, hear (part 2/3): 35/60 clips, 0.4 clips/s, 2 failed (decode), ")
+    assert "1 failed (missing_file), 1 skipped, waiting for encoding, 1 min left" in lines[-1]

@@ -56,7 +56,7 @@ def test_clips_come_back_in_order(written: Path, tmp_path: Path) -> None:
 captions = st.lists(st.text(min_size=1).map(str.strip).filter(bool), max_size=3).map(tuple)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 @given(rows=st.lists(st.tuples(st.sampled_from(SPLITS), captions), min_size=1, max_size=5))
 def test_any_clips_come_back(rows: list[tuple[str, tuple[str, ...]]], path: Path) -> None:
     clips = tuple(toy(str(number), split, texts) for number, (split, texts) in enumerate(rows))

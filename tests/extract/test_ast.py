@@ -148,7 +148,7 @@ def test_padding_can_be_dropped(folder: Path, seconds: float, steps: int) -> Non
 def test_longer_sound_is_cut(folder: Path) -> None:
     samples = toys.noise(6.0)
     encoder = make(folder)
-    assert encoder.audio.max_seconds == pytest.approx(255 * 0.010 + 0.025)
+    assert encoder.request.max_seconds == pytest.approx(255 * 0.010 + 0.025)
     np.testing.assert_array_equal(encode(encoder, samples).data, encode(encoder, samples[: 400 + 255 * 160]).data)
 
 
