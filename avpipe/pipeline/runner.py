@@ -14,7 +14,7 @@ never stands idle between two. What happens then:
 
 Work always runs in processes of its own, even in a single one: a crash in the caller's process could not be retried.
 
-How processes are started and spoken to is an engine's business (``engines/local.py``).
+How processes are started and spoken to is an engine's business (``engines/``).
 """
 
 from __future__ import annotations
@@ -117,6 +117,19 @@ class Died(Event):
     """It is gone without a word."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What one worker takes of its machine, for an engine that has several to choose from.
+
+    Attributes:
+        cores: how many.
+        gpus: how many; a fraction where workers share one.
+    """
+
+    cores: int = 1
+    gpus: float = 0.0
 
 
 class Pool(Protocol):

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -175,6 +176,26 @@ class Clips:
         found = self.feature_set.read(self.clip_ids[i])
         digest = hashlib.sha256(found.data.tobytes() + found.pts_seconds.tobytes()).hexdigest()
         return self.clip_ids[i], digest, os.getpid()
+
+
+@contextmanager
+def ray_cluster() -> Iterator[None]:
+    """A small Ray cluster of this machine, connected to."""
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=80 * 2**20,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def main(folder: Path, format: str, processes: int, seconds: float) -> None:

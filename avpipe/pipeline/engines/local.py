@@ -16,13 +16,14 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import FrameType
 from typing import Any, Self
 
 from avpipe.pipeline.errors import UsageError
-from avpipe.pipeline.runner import Died, Done, Event, MakeWorker, Progress, Raised, Ready, Task
+from avpipe.pipeline.runner import Died, Done, Event, MakeWorker, Needs, Progress, Raised, Ready, Task
 
 _SPAWN = multiprocessing.get_context("spawn")
 _POLL_SECONDS = 1.0
@@ -40,9 +41,10 @@ class Pool:
     Args:
         make_worker: what to do in each process.
         processes: how many there may be; ranks are below it.
+        needs: of each worker; of no concern here, where all share one machine.
     """
 
-    def __init__(self, make_worker: MakeWorker[Any], processes: int) -> None:
+    def __init__(self, make_worker: MakeWorker[Any], processes: int, *, needs: Needs = Needs()) -> None:  # noqa: B008
         self._make_worker, self._processes = make_worker, processes
         self._workers: dict[int, _Worker] = {}
 
@@ -76,14 +78,18 @@ class Pool:
                     events += worker.bury()
         return events
 
+    def terminate(self) -> None:
+        """Tell all processes to clean up and end, whatever they are doing."""
+        for worker in list(self._workers.values()):
+            worker.process.terminate()
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         workers = list(self._workers.values())
         try:
-            for worker in workers:
-                worker.process.terminate()
+            self.terminate()
             deadline = time.monotonic() + _GRACE_SECONDS
             for worker in workers:
                 worker.process.join(max(0.0, deadline - time.monotonic()))
@@ -95,23 +101,52 @@ class Pool:
             self._workers.clear()
 
 
-def devices(gpus: int | None) -> tuple[str, ...]:
+def devices(gpus: int | None, gpu_share: float = 1.0) -> tuple[str, ...]:
     """One device a worker process.
 
     Args:
         gpus: how many GPUs to use; 0 = the CPU; ``None`` = all there are, or the CPU.
+        gpu_share: what part of a GPU a worker takes: with 0.5, two share one.
 
     Raises:
         UsageError: more are asked for than there are.
     """
     import torch
 
-    there = torch.cuda.device_count()
-    if gpus is not None and not 0 <= gpus <= there:
+    count, each = count_gpus(gpus, torch.cuda.device_count(), "here"), workers_a_gpu(gpu_share)
+    return tuple(f"cuda:{index}" for index in range(count) for _ in range(each)) or ("cpu",)
+
+
+def cores(workers: int) -> int:
+    """How many cores each of so many workers can have: of those that this process may use, which a batch system or a
+    container may have limited.
+    """
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, usable // workers)
+
+
+def count_gpus(asked: int | None, there: int, where: str) -> int:
+    """How many GPUs to use.
+
+    Raises:
+        UsageError: more are asked for than there are.
+    """
+    if asked is not None and not 0 <= asked <= there:
         what = "no GPU" if there == 0 else f"{there} GPUs"
-        raise UsageError(f"{gpus} GPUs asked for, {what} found here; try --gpus {there}" + " (the CPU)" * (not there))
-    count = there if gpus is None else gpus
-    return tuple(f"cuda:{index}" for index in range(count)) or ("cpu",)
+        advice = f"try --gpus {there}" + " (the CPU)" * (not there)
+        raise UsageError(f"{asked} GPUs asked for, {what} found {where}; {advice}")
+    return there if asked is None else asked
+
+
+def workers_a_gpu(share: float) -> int:
+    """How many workers fit on a GPU, if each takes such a share of it.
+
+    Raises:
+        UsageError: it is no share.
+    """
+    if not 0 < share <= 1:
+        raise UsageError(f"share of a GPU: expected more than 0 and at most 1, got {share:g}")
+    return int(1 / share + 1e-9)
 
 
 class _Worker:
@@ -194,6 +229,8 @@ def _main(rank: int, make_worker: MakeWorker[Any], pipe: Connection[Any, Any], p
         if os.getppid() != parent_pid:  # nobody is left to tell
             raise
         line.send(Raised(rank=rank, error=portable(error), traceback=traceback.format_exc()))
+    finally:  # nothing is left to clean up, and no exception may interrupt Python's own ending
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class _Line:
@@ -251,6 +288,7 @@ def _reason(code: int) -> str:
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
     """Block Ctrl-C: a process started inside never sees it, and this one sees it afterwards."""
+    resource_tracker.ensure_running()  # else the first process starts it, which unblocks Ctrl-C
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
