@@ -163,7 +163,8 @@ def test_local_workers_killed_at_random(
 
     job = Job(clips, tmp_path / "job")
     job.run(disturb=kill)
-    assert len(job.deaths) == 2
+    # Where the machine is busy, Ray may learn of the node's end when the other worker has done everything.
+    assert len(job.deaths) == 1 + len(killed)
     assert job.digests == unbroken
 
 
