@@ -30,7 +30,7 @@ class FeatureSpec:
     """The identity of a feature set: everything that changes a number in it.
 
     Two specs with the same :attr:`fingerprint` promise the same features for the same clip; features of two
-    fingerprints are never mixed. ``name`` says where the features lie and is no part of the identity.
+    fingerprints are never mixed. Where the features lie (``name``), and where the weights lay, are no part of it.
 
     Attributes:
         name: of the feature set: its folder, and its key in configurations and batches.
@@ -101,20 +101,31 @@ class FeatureSpec:
 
     @property
     def fingerprint(self) -> str:
-        """First 16 hex digits of the sha256 over every field but ``name``. The one function that makes it."""
-        identity = {key: value for key, value in self.to_json().items() if key != "name"}
-        text = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        """First 16 hex digits of the sha256 over everything that changes a number. The one function that makes it."""
+        text = json.dumps(self._identity(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _identity(self) -> dict[str, Any]:
+        """Every field but names: of the set, of weights whose hash is known (the same file elsewhere, or under another
+        name, gives the same numbers), and of the text that is read, whose own fingerprint says it all.
+        """
+        values = {key: value for key, value in self.to_json().items() if key != "name"}
+        if "sha256" in values["weights"]:
+            values["weights"] = {key: value for key, value in values["weights"].items() if key != "id"}
+            values["config"] = {key: value for key, value in values["config"].items() if key != "weights"}
+        if "fingerprint" in values.get("source", {}):
+            values["source"] = {"fingerprint": values["source"]["fingerprint"]}
+        return values
 
     def differences(self, other: FeatureSpec) -> list[str]:
         """What keeps two specs from being the same features, one line a field: ``"config.frames: 8 against 16"``."""
-        mine, theirs = _flat(self.to_json()), _flat(other.to_json())
+        mine, theirs = _flat(self._identity()), _flat(other._identity())
         absent = "(absent)"
         # Compared as JSON text, as the fingerprint is: in Python, 1 == 1.0 == True.
         return [
             f"{key}: {mine.get(key, absent)} against {theirs.get(key, absent)}"
             for key in sorted(mine.keys() | theirs.keys())
-            if key != "name" and mine.get(key) != theirs.get(key)
+            if mine.get(key) != theirs.get(key)
         ]
 
     def to_json(self) -> dict[str, Any]:

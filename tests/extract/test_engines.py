@@ -163,8 +163,7 @@ def test_local_workers_killed_at_random(
 
     job = Job(clips, tmp_path / "job")
     job.run(disturb=kill)
-    # Where the machine is busy, Ray may learn of the node's end when the other worker has done everything.
-    assert len(job.deaths) == 1 + len(killed)
+    assert len(job.deaths) == 2
     assert job.digests == unbroken
 
 
@@ -260,7 +259,8 @@ def test_a_node_killed_in_mid_run_and_an_actor_too(
     killed: list[Any] = []
     job = Job(clips, tmp_path / "job")
     job.run(ray_engine(), disturb)
-    assert len(job.deaths) == 2
+    # Where the machine is busy, Ray may learn of the node's end when the other worker has done everything.
+    assert len(job.deaths) == 1 + len(killed)
     assert all(reason.startswith("was lost with its node or actor") for reason in job.deaths)
     assert job.digests == unbroken
     wait_until_gone(victims)  # no worker, no decoding process outlives what it belongs to

@@ -42,6 +42,31 @@ def test_two_specs_differ_in_a_field_or_are_the_same(one: dict[str, Any], two: d
     assert (a.fingerprint == b.fingerprint) == (a.differences(b) == [])
 
 
+def with_weights(path: str, sha256: str, **more: Any) -> FeatureSpec:
+    values: dict[str, Any] = {"name": "x", "encoder": "e", "modality": "video", "dim": 4, **more}
+    return FeatureSpec(**values, config={"weights": path, "frames": 8}, weights={"id": path, "sha256": sha256})
+
+
+def test_the_same_weights_elsewhere_are_the_same() -> None:
+    here, there = with_weights("/data/a.pt", "1f"), with_weights("/home/b.pt", "1f")
+    assert here.fingerprint == there.fingerprint
+    assert here.differences(there) == []
+    other = with_weights("/data/a.pt", "2e")
+    assert here.fingerprint != other.fingerprint
+    assert here.differences(other) == ['weights.sha256: "1f" against "2e"']
+    unknown = FeatureSpec(name="x", encoder="e", modality="video", dim=4, config={"weights": "/a", "frames": 8})
+    moved = FeatureSpec(name="x", encoder="e", modality="video", dim=4, config={"weights": "/b", "frames": 8})
+    assert unknown.fingerprint != moved.fingerprint  # nothing says that they are the same
+
+
+def test_of_a_text_that_is_read_its_fingerprint_counts() -> None:
+    one = with_weights("a", "1f", source={"name": "words", "dim": 0, "fingerprint": "77"})
+    renamed = with_weights("a", "1f", source={"name": "speech", "dim": 0, "fingerprint": "77"})
+    other = with_weights("a", "1f", source={"name": "words", "dim": 0, "fingerprint": "78"})
+    assert one.fingerprint == renamed.fingerprint
+    assert one.differences(other) == ['source.fingerprint: "77" against "78"']
+
+
 def test_the_fingerprint_does_not_move() -> None:
     """Features extracted last year must still be recognised."""
     assert spec(frames=8).fingerprint == "8b7ae9828637b0ac"
