@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import queue
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -496,11 +497,12 @@ def _memory_hint(name: str, encoder: Encoder, device: str) -> Iterator[None]:
     Raises:
         AvpipeError: it has.
     """
-    import torch
-
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        torch = sys.modules.get("torch")  # an encoder without a network needs none, and shall not pay for it
+        if torch is None or not isinstance(error, torch.OutOfMemoryError):
+            raise
         reason = str(error).split(". ")[0]
         raise AvpipeError(
             f"{name}: {device} has too little memory ({reason}). Try a smaller batch "
