@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from avpipe.pipeline.shards import Mark
 
 SHOWN_WARNINGS = 20
+MOST_DECODERS = 256
+"""A device: where so many would not do, decoding is all there is to do, and to advise more is no advice."""
 
 
 @app.command()
@@ -70,7 +72,9 @@ def prepare(
             progress=progress,
         )
     counts = ", ".join(
-        f"{count} {split} ({header.captions[split]} captions)" for split, count in header.clips.items() if count
+        f"{count} {split} ({counted(header.captions[split], 'caption')})"
+        for split, count in header.clips.items()
+        if count
     )
     out.print(f"[bold]{escape(header.dataset)}[/]: {counts}")
     for note in header.notes:
@@ -260,7 +264,8 @@ def _print_forecast(forecast: Forecast, as_json: bool) -> None:
         return
     time = duration(3600 * forecast.hours)
     wanted = forecast.decoders_wanted
-    advice = f", {wanted} a device would let it never wait" if wanted and wanted > forecast.decoders else ""
+    is_advice = wanted is not None and forecast.decoders < wanted <= MOST_DECODERS
+    advice = f", {wanted} a device would let it never wait" if is_advice else ""
     out.print(
         f"{forecast.clips} clips, measured on {forecast.sampled} of them ({forecast.failed} could not be decoded)\n"
         f"  {time} at {forecast.clips_per_second:.1f} clips/s, bound by {forecast.bound_by}\n"

@@ -146,5 +146,5 @@ def _notes(facts: Iterable[Facts]) -> tuple[str, ...]:
     in_time = sum(each.in_time is True for each in facts)
     return (
         f"{kinds['scene']} scenes, {kinds['synchrony']} synchrony clips, {in_time} of them in time",
-        f"{trackless} clips have no audio stream, on purpose",
+        f"{trackless} {'clip has' if trackless == 1 else 'clips have'} no audio stream, on purpose",
     )

@@ -1,4 +1,4 @@
-"""A sentence about what a clip sounds like: MS-CLAP's captioner ``clapcap``, which MICap reads.
+"""A sentence about what a clip sounds like: MS-CLAP's captioner clapcap, which MICap reads.
 
 Papers and authors' code: :mod:`avpipe.extract.networks.clapcap`, which holds the network. Of each clip 7 s of sound at
 44.1 kHz are heard; shorter sound is repeated until it is so long. What differs from the authors' package, on purpose:
