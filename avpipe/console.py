@@ -131,26 +131,29 @@ def show_progress(label: str, unit: str) -> Iterator[Callable[[int, int], None]]
 def show_extraction(extraction: Extraction, redo: Callable[[Mark], bool] | None = None) -> Iterator[OnEvent]:
     """A meter for an extraction: clips done, clips a second, failures, what is waited for, time left."""
     from avpipe.extract.worker import waiting_for
-    from avpipe.pipeline.runner import Died, Event, Progress, Started
+    from avpipe.pipeline.runner import Died, Done, Event, Progress, Started
 
     clips = {task.name: len(task.clips) for task in extraction.tasks(redo)}
     part = f" (part {extraction.part.index}/{extraction.part.count})" if extraction.part else ""
     total = sum(clips.values()) if extraction.part else len(extraction.manifest.clips)
     names = ", ".join(extraction.setting.encoders)
     with Meter(f"extract {names}{part}", total, "clips", done=total - sum(clips.values())) as meter:
-        under_way: Counter[str] = Counter()
+        under_way: dict[str, Counter[str]] = {}  # what was said of each task
         waits: dict[int, Mapping[str, float]] = {}
 
         def on_event(event: Event) -> None:
             match event:
                 case Progress(rank=rank, task=task, data=data):
-                    under_way[task] += data["clips"]
                     waits[rank] = data["waits"]
                     counts = {f"failed ({kind})": count for kind, count in data["failures"].items()}
                     counts["skipped"] = data["statuses"].get("skipped", 0)
+                    under_way.setdefault(task, Counter()).update({"": data["clips"], **counts})
                     meter.advance(data["clips"], counts, waiting_for=waiting_for(waits.values()))
-                case Started(task=task):
-                    meter.advance(-under_way.pop(task, 0))  # begun again after its worker died
+                case Started(task=task):  # perhaps again, after its worker died
+                    lost = {what: -count for what, count in under_way.pop(task, {}).items()}
+                    meter.advance(lost.pop("", 0), lost)
+                case Done(task=task):
+                    under_way.pop(task, None)
                 case Died(reason=reason):
                     err.print(f"a worker {reason}; its shard is done again", markup=False)
 

@@ -127,6 +127,7 @@ def extraction_again(
     media: Path | None = None,
     gpus: int | None = None,
     decoders: int | None = None,
+    residency: Residency = "together",
 ) -> Extraction:
     """The extraction that made the feature sets of a dataset, set up once more from what they say of themselves.
 
@@ -137,6 +138,7 @@ def extraction_again(
         media: root of the media files; default: what ``prepare`` was told.
         gpus: as in :func:`extraction`.
         decoders: as in :func:`extraction`.
+        residency: as in :func:`extraction`.
 
     Raises:
         UnknownNameError: no feature set of that name.
@@ -159,7 +161,9 @@ def extraction_again(
     built = {name: rebuilt[name] for name in folders}
     files = [mark.file for folder in folders.values() for mark in shards.marks(folder)]
     format = "webdataset" if any(file.endswith(".tar") for file in files) else "hdf5"
-    return _set_up(workspace, dataset, built, media=media, format=format, gpus=gpus, decoders=decoders)
+    return _set_up(
+        workspace, dataset, built, media=media, format=format, gpus=gpus, decoders=decoders, residency=residency
+    )
 
 
 def _set_up(

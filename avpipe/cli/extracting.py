@@ -41,6 +41,12 @@ MOST_DECODERS = 256
 """A device: where so many would not do, decoding is all there is to do, and to advise more is no advice."""
 
 
+ResidencyOption = Annotated[
+    Literal["together", "turns"],
+    typer.Option("--residency", help="All encoders on the device together, or one after the other, in turns."),
+]
+
+
 @app.command()
 def prepare(
     dataset: Annotated[
@@ -95,10 +101,7 @@ def extract(
     decoders: DecodersOption = None,
     format: Annotated[str, typer.Option("--format", "-f", help="hdf5 or webdataset.")] = "hdf5",
     media: MediaOption = None,
-    residency: Annotated[
-        Literal["together", "turns"],
-        typer.Option("--residency", help="All encoders on the device together, or one after the other, in turns."),
-    ] = "together",
+    residency: ResidencyOption = "together",
     engine: Annotated[str, typer.Option("--engine", help="What runs the workers: local or ray.")] = "local",
     part: Annotated[
         str | None,
@@ -139,6 +142,7 @@ def retry(
     encoders: EncodersOption = None,
     gpus: GpusOption = None,
     decoders: DecodersOption = None,
+    residency: ResidencyOption = "together",
     media: MediaOption = None,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
@@ -148,7 +152,13 @@ def retry(
     from avpipe.console import err, show_progress
 
     extraction = api.extraction_again(
-        api.open_workspace(workspace), dataset, encoders=names(encoders), media=media, gpus=gpus, decoders=decoders
+        api.open_workspace(workspace),
+        dataset,
+        encoders=names(encoders),
+        media=media,
+        gpus=gpus,
+        decoders=decoders,
+        residency=residency,
     )
     with show_progress("try again", "failed clips") as progress:
         redo = api.mended(extraction, only, progress)

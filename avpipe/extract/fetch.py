@@ -6,6 +6,7 @@ limit, and a decoder that crashes leaves no file behind.
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tempfile
 import threading
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from avpipe.extract.decoding import DecodeJob
-from avpipe.pipeline.errors import ClipError
+from avpipe.pipeline.errors import ClipError, StoreError
 from avpipe.pipeline.files import leftovers, private_folder, storage_errors, temporary
 from avpipe.pipeline.remote import RemotePath
 
@@ -97,7 +98,16 @@ class Fetcher:
             size = path.stat().st_size
         except (FileNotFoundError, UnicodeEncodeError):
             raise ClipError("missing_file", f"{path.name} does not exist") from None
-        root = self._root(size)
+        if _MEMORY.is_dir() and size * _MEMORY_SHARE <= shutil.disk_usage(_MEMORY).free:
+            try:
+                return self._download(path, self._root(_MEMORY))
+            except StoreError as error:
+                cause = error.__cause__
+                if not (isinstance(cause, OSError) and cause.errno == errno.ENOSPC):
+                    raise  # else others had taken the room meanwhile
+        return self._download(path, self._root(None))
+
+    def _download(self, path: RemotePath, root: Path) -> Path:
         with storage_errors(root, f"fetch {path} to", choose="TMPDIR"):
             folder = Path(tempfile.mkdtemp(dir=root))
             try:
@@ -109,10 +119,9 @@ class Fetcher:
                 raise
         return folder
 
-    def _root(self, size: int) -> Path:
-        """Where a file of that size is put."""
-        in_memory = _MEMORY.is_dir() and size * _MEMORY_SHARE <= shutil.disk_usage(_MEMORY).free
-        root = temporary(private_folder(_MEMORY if in_memory else None) / f"media-{id(self)}")
+    def _root(self, parent: Path | None) -> Path:
+        """The folder of this fetcher there; ``None``: below ``$TMPDIR``."""
+        root = temporary(private_folder(parent) / f"media-{id(self)}")
         with self._lock:
             if root not in self._roots:
                 for leftover in leftovers(root.parent, "media-*"):

@@ -55,7 +55,8 @@ class FrameRequest:
         views = [plain]
         for view in range(1, self.views + 1):
             random = np.random.default_rng((seed, view))
-            views.append(sampling.choose(policy, frame_pts_seconds, len(plain), random))
+            drawn = sampling.choose(policy, frame_pts_seconds, len(plain), random)
+            views.append(drawn[np.arange(len(plain)) * len(drawn) // len(plain)])  # ``fps:x`` may find fewer
         return np.concatenate(views)
 
 

@@ -61,7 +61,11 @@ def mended(
 
     Raises:
         UnknownNameError: no clip failed that way.
+        StoreError: the manifest changed.
     """
+    plans = shards.plan([clip.clip_id for clip in manifest.clips], manifest.clips_per_shard)
+    for name, folder in setting.folders.items():
+        shards.pending(folder, plans, setting.encoders[name].spec.fingerprint)
     failures = _failures(setting)
     kinds = {kind for found in failures.values() for kind in found.values()}
     if only is not None and only not in kinds:

@@ -25,7 +25,7 @@ from avpipe.extract.media import Limits, TextRequest
 from avpipe.extract.sandbox import DecodePool
 from avpipe.extract.worker import Setting, ShardTask, ShardWorker, prepare_text
 from avpipe.pipeline import runner, shards
-from avpipe.pipeline.errors import ClipError, DataError, UsageError
+from avpipe.pipeline.errors import ClipError, DataError, StoreError, UsageError
 from avpipe.pipeline.features import Encoded, Features, Outcome, Segments
 from avpipe.pipeline.runner import Event
 from avpipe.pipeline.shards import Mark, ShardPlan
@@ -149,6 +149,15 @@ def plan_tasks(
         lacking[name] |= lacking.get(source, set())
     clips = {clip.clip_id: clip for clip in manifest.clips}
     mine = [plan for plan in plans if part is None or plan in part]
+    for name, source in setting.readers.items():
+        if source not in setting.folders:
+            fingerprint = str(setting.encoders[name].spec.source["fingerprint"])
+            unread = {plan.name for plan in shards.pending(setting.texts[source], plans, fingerprint)} & lacking[name]
+            if gone := next((plan.name for plan in mine if plan.name in unread), ""):
+                raise StoreError(
+                    f"{setting.texts[source]} lacks shard {gone}: extract {source!r} first, or beside what reads it "
+                    f"({name!r})"
+                )
     wanted = {plan.name: tuple(name for name in setting.folders if plan.name in lacking[name]) for plan in mine}
     return [
         ShardTask(plan=plan, clips=tuple(clips[clip_id] for clip_id in plan.clip_ids), feature_sets=wanted[plan.name])

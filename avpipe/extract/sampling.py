@@ -186,10 +186,10 @@ def stretch(frame_pts_seconds: Seconds, count: int, of: int, random: np.random.G
 def _evenly(frame_pts_seconds: Seconds, count: int) -> Indices:
     """The first frame of each of ``count`` equal spans of the whole frames in the first ten seconds."""
     _check(frame_pts_seconds, count)
-    since_first = frame_pts_seconds - frame_pts_seconds[0]
-    begun = int(np.searchsorted(since_first, FIRST_SECONDS + 1e-6, side="right"))
-    # Of a longer clip, the last frame that begins in time does not end in time.
-    whole = begun if begun == len(since_first) else max(1, begun - 1)
+    begins = frame_pts_seconds - frame_pts_seconds[0]
+    # A frame ends where the next one begins; the last one is taken to last as long as the others do on average.
+    ends = np.append(begins[1:], begins[-1] * len(begins) / max(1, len(begins) - 1))
+    whole = max(1, int(np.searchsorted(ends, FIRST_SECONDS + 1e-6, side="right")))
     return np.arange(count) * whole // count
 
 

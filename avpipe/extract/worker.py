@@ -25,7 +25,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -51,6 +51,7 @@ TURN_CLIPS = 128
 """With ``residency="turns"``: how many decoded clips wait in memory until an encoder has its turn."""
 
 UNWRITTEN_BATCHES, UNCOMMITTED_SHARDS = 4, 2
+_LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,9 +171,8 @@ class _Clips:
             if not self._is_asked:
                 self._wanted.release()
                 self._is_asked = True
-            try:
-                task = self._come.get(block=wait)
-            except queue.Empty:
+            task = self._coming(wait=wait)
+            if isinstance(task, queue.Empty):
                 return None
             self._is_asked = False
             if isinstance(task, BaseException):
@@ -182,6 +182,19 @@ class _Clips:
             else:
                 self._current = self._room.open(task)
         return found
+
+    def _coming(self, *, wait: bool) -> ShardTask | BaseException | None:
+        """What the thread was given; ``queue.Empty`` if nothing is there yet (without ``wait``).
+
+        The parent may hold the next task back until the last one is done, which never happens if a lane has failed.
+        """
+        while True:
+            self._room.raise_errors()
+            try:
+                return self._come.get(block=wait, timeout=_LOOK_SECONDS)
+            except queue.Empty as nothing:
+                if not wait:
+                    return nothing
 
     def _take(self) -> None:
         try:
@@ -404,7 +417,8 @@ class _Output:
         if isinstance(prepared, ClipError):
             self._failures.append((clip_id, prepared, decoded.notes, decoded.seconds))
             return prepared
-        self._gathered.append((clip_id, prepared, decoded))
+        # Not the arrays of the other encoders, which are let go of batch by batch, too.
+        self._gathered.append((clip_id, prepared, replace(decoded, prepared={})))
         return None
 
     def batches(self, *, to_the_end: bool) -> list[_Batch]:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import quote, unquote
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -474,7 +475,7 @@ class _Importer:
             raise ClipError("missing_file", f"no {names} ({self._source.where})")
         try:
             rows, times = self._source.read(name)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError, BadZipFile) as error:  # the last two: an empty file, half an .npz
             raise ClipError("open", f"{name}: {error} ({self._source.where})") from None
         for array in (rows, *([] if times is None else [times])):
             if array.dtype.kind not in "fiu":

@@ -106,13 +106,15 @@ class FeatureSpec:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _identity(self) -> dict[str, Any]:
-        """Every field but names: of the set, of weights whose hash is known (the same file elsewhere, or under another
-        name, gives the same numbers), and of the text that is read, whose own fingerprint says it all.
+        """Every field but names: of the set, of weights and a tokenizer whose hashes are known (the same file
+        elsewhere, or under another name, gives the same numbers), and of the text that is read, whose own fingerprint
+        says it all.
         """
         values = {key: value for key, value in self.to_json().items() if key != "name"}
         if "sha256" in values["weights"]:
             values["weights"] = {key: value for key, value in values["weights"].items() if key != "id"}
-            values["config"] = {key: value for key, value in values["config"].items() if key != "weights"}
+            places = {"weights", *({"tokenizer"} & values["preprocessing"].keys())}  # known by their hashes
+            values["config"] = {key: value for key, value in values["config"].items() if key not in places}
         if "fingerprint" in values.get("source", {}):
             values["source"] = {"fingerprint": values["source"]["fingerprint"]}
         return values

@@ -80,11 +80,11 @@ class ClipDataset:
 
         Args:
             items: indices of clips, each with the indices of the captions to take.
-            draw: where feature sets hold several views of a clip, seed of the draw among them, by clip; ``None``: the
+            draw: where feature sets hold several views of a clip, seed of the draw among them, by item; ``None``: the
                 plain views.
         """
         clips = [self.clips[index] for index, _ in items]
-        views = [self._draw(index, draw) for index, _ in items]
+        views = [self._draw(index, captions, draw) for index, captions in items]
         rows = [
             {name: self._rows(index, name, chosen[name]) for name in self.sources}
             for (index, _), chosen in zip(items, views, strict=True)
@@ -114,11 +114,11 @@ class ClipDataset:
             caption_clip=caption_clip,
         )
 
-    def _draw(self, index: int, draw: tuple[int, ...] | None) -> dict[str, int]:
-        """Which view of each feature set."""
+    def _draw(self, index: int, captions: Sequence[int], draw: tuple[int, ...] | None) -> dict[str, int]:
+        """Which view of each feature set: where every caption is an item, another one for each."""
         if draw is None or max(self._views.values(), default=1) == 1:
             return dict.fromkeys(self._views, 0)
-        random = np.random.default_rng((*draw, index))
+        random = np.random.default_rng((*draw, index, *captions))
         return {name: int(random.integers(views)) for name, views in self._views.items()}
 
     def _rows(self, index: int, name: str, view: int) -> _Rows | None:

@@ -75,14 +75,15 @@ def test_an_extraction_says_what_failed_and_what_is_waited_for(log: io.StringIO,
     with console.show_extraction(Planned()) as tell:  # type: ignore[arg-type]
         for number in range(45):
             clock.now += 2
-            failures = {"decode": 1} if number in (3, 4) else {"missing_file": 1} if number == 5 else {}
-            statuses = {"ok": 1, "skipped": 1} if number == 0 else {"ok": 2 - len(failures), "failed": len(failures)}
+            failures = {"decode": 1} if number in (3, 4, 13, 14) else {"missing_file": 1} if number == 15 else {}
+            is_mute = number in (0, 10)
+            statuses = {"ok": 1, "skipped": 1} if is_mute else {"ok": 2 - len(failures), "failed": len(failures)}
             waits = {"decoding": 0.1 * number, "encoding": 1.5 * number, "writing": 0.0}
             data = {"clips": 1, "statuses": statuses, "failures": failures, "waits": waits}
             tell(Progress(rank=0, task="00001" if number < 40 else "00004", data=data))
             if number == 9:
                 tell(Died(rank=0, reason="was killed"))
-                tell(Started(rank=0, task="00001"))  # its ten clips do not count twice
+                tell(Started(rank=0, task="00001"))  # its ten clips do not count twice, nor do their failures
     lines = log.getvalue().splitlines()
     assert lines[0] == "a worker was killed; its shard is done again"
     assert lines[-1].startswith("extract see, hear (part 2/3): 35/60 clips, 0.4 clips/s, 2 failed (decode), ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from avpipe.extract.encoders import bert_text
 from avpipe.extract.media import TextRequest
@@ -68,6 +70,33 @@ def official(folder: Path, text: str, max_tokens: int) -> tuple[list[int], npt.N
     with torch.inference_mode():
         hidden = BertModel.from_pretrained(folder).eval()(**inputs).last_hidden_state[0, :length]
     return inputs["input_ids"][0, :length].tolist(), hidden.numpy()
+
+
+def test_what_a_tokenizer_file_asks_for_is_not_done(folder: Path, tmp_path: Path) -> None:
+    """Files of sentence encoders cut and fill up by themselves: padding would be read as words."""
+    other = Path(shutil.copytree(folder, tmp_path / "filling"))
+    tokenizer = Tokenizer.from_file(str(other / "tokenizer.json"))
+    tokenizer.enable_padding(length=16)
+    tokenizer.enable_truncation(4)
+    tokenizer.save(str(other / "tokenizer.json"))
+    text = said((0, 4, "a dog barks then it is quiet"))
+    assert prepare(make(other), text)["ids"].tolist() == prepare(make(folder), text)["ids"].tolist()
+
+
+def test_the_fingerprint_knows_what_no_tensor_tells(folder: Path, tmp_path: Path) -> None:
+    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    text = said((0, 4, "a dog barks"))
+    (rows,) = encode(make(folder), text)
+
+    def changed(name: str, **values: Any) -> bert_text.Encoder:
+        other = Path(shutil.copytree(folder, tmp_path / name))
+        (other / "config.json").write_text(json.dumps({**described, **values}), encoding="utf-8")
+        return make(other)
+
+    fewer_heads, renamed = changed("heads", num_attention_heads=1), changed("version", transformers_version="4.0.1")
+    assert np.abs(encode(fewer_heads, text)[0].data - rows.data).max() > 1e-4
+    assert fewer_heads.spec.fingerprint != make(folder).spec.fingerprint
+    assert renamed.spec.fingerprint == make(folder).spec.fingerprint
 
 
 @pytest.mark.parametrize(

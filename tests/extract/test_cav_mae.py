@@ -549,7 +549,7 @@ def test_random_weights_are_of_full_size() -> None:
 
 @pytest.mark.parametrize("frames", [0, 3, 6])
 def test_frames_without_positions_fail(file: Path, frames: int) -> None:
-    with pytest.raises(ConfigError, match=rf"frames: .*1, 2, 4, 8 or 18.*got {frames}"):
+    with pytest.raises(ConfigError, match=rf"frames: .*1, 2, 4, 8, 18 or 32.*got {frames}"):
         make(file, stream="video", frames=frames)
 
 

@@ -260,6 +260,17 @@ def folder_of(tmp_path: Path, described: dict[str, Any]) -> Path:
     return folder
 
 
+def test_the_fingerprint_knows_what_no_tensor_tells(tmp_path: Path) -> None:
+    vision = toys.TINY_CLIP["vision_cfg"]
+    specs = []
+    for name, changed in (("one", {}), ("other", {"head_width": vision.get("head_width", 64) // 2})):
+        (tmp_path / name).mkdir()
+        folder = folder_of(tmp_path / name, {"model_cfg": {**toys.TINY_CLIP, "vision_cfg": {**vision, **changed}}})
+        specs.append(make(model=None, weights=str(folder), tokens="embedding").spec)
+    (difference,) = specs[0].differences(specs[1])
+    assert difference.startswith("preprocessing.network: ")
+
+
 def test_a_folder_says_itself_what_it_is(tmp_path: Path) -> None:
     facts = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "resize_mode": "squash", "interpolation": "bilinear"}
     model = {**toys.TINY_CLIP, "quick_gelu": True}
@@ -267,7 +278,9 @@ def test_a_folder_says_itself_what_it_is(tmp_path: Path) -> None:
     encoder = make(model=None, weights=str(folder), tokens="embedding")
     assert encoder.spec.config["model"] is None
     assert encoder.spec.weights["id"] == "described"
-    assert encoder.spec.preprocessing == {**facts, "size": [32, 32], "fill_color": 0, "quick_gelu": True}
+    network = encoder.spec.preprocessing["network"]
+    constants = {**facts, "size": [32, 32], "fill_color": 0, "quick_gelu": True}
+    assert encoder.spec.preprocessing == {**constants, "network": network}
 
     import open_clip
 
@@ -357,6 +370,15 @@ def test_unknown_names_fail() -> None:
         make(model="ViT-B-16", weights="open_ai")
     with pytest.raises(MissingWeightsError, match=r"there is no file /nowhere/w\.pt"):
         make(weights="/nowhere/w.pt")
+
+
+def test_a_tag_is_a_tag_though_a_folder_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "openai").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MissingWeightsError, match=r"timm/vit_base_patch16_clip_224\.openai"):
+        make(model="ViT-B-16", weights="openai")
+    with pytest.raises(MissingWeightsError, match=r"the folder holds no open_clip_config\.json"):
+        make(model="ViT-B-16", weights="./openai")
 
 
 def test_missing_tag_says_how_to_get_it() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,15 @@ def test_augmented_views_are_cut_out_of_the_squashed_square(folder: Path) -> Non
     pixels = encoder.prepare(toys.clip("v", video=video))["pixels"]
     random = np.random.default_rng((0, 1, 1))
     np.testing.assert_array_equal(pixels[2:], images.augment(pixels[:2], (28, 28), random))
+
+
+def test_the_fingerprint_knows_how_many_heads_there_are(folder: Path, tmp_path: Path) -> None:
+    """Which no tensor tells."""
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    described = json.loads((other / "config.json").read_text(encoding="utf-8"))
+    described["vision_config"]["num_attention_heads"] = 1
+    (other / "config.json").write_text(json.dumps(described), encoding="utf-8")
+    assert make(other).spec.differences(make(folder).spec) == ["preprocessing.heads: 1 against 2"]
 
 
 @pytest.mark.parametrize("sharded", [True, False])

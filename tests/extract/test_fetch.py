@@ -184,3 +184,25 @@ def test_a_folder_here_that_is_swept_away_is_no_clips_fault(
     monkeypatch.setattr(RemotePath, "download", fail)
     with pytest.raises(StoreError, match=r"cannot fetch .*a.mp4"), fetcher.here(DecodeJob(path=there / "a.mp4")):
         pass
+
+
+def test_memory_that_others_fill_meanwhile_is_no_reason_to_stop(
+    fetcher: Fetcher, there: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of many threads and workers finds an eighth of the same room free."""
+    (here / "memory").mkdir()
+    monkeypatch.setattr("avpipe.extract.fetch._MEMORY", here / "memory")
+    put(there / "a.mp4", b"video")
+    download = RemotePath.download
+
+    def full(self: RemotePath, target: Path) -> None:
+        if target.is_relative_to(here / "memory"):
+            target.write_bytes(b"vi")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        download(self, target)
+
+    monkeypatch.setattr(RemotePath, "download", full)
+    with fetcher.here(DecodeJob(path=there / "a.mp4")) as ready:
+        assert ready.path.is_relative_to(here / "tmp")
+        assert ready.path.read_bytes() == b"video"
+        assert list((here / "memory").rglob("*.mp4")) == []

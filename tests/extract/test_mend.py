@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from avpipe import api
 from avpipe.data_manifests import manifest
 from avpipe.pipeline import shards
-from avpipe.pipeline.errors import ClipError
+from avpipe.pipeline.errors import ClipError, StoreError
 from avpipe.pipeline.features import Features
 from avpipe.pipeline.store import ShardWriter
 from avpipe.pipeline.workspace import Workspace
@@ -105,3 +106,19 @@ def test_what_was_mended_has_the_bytes_of_an_unbroken_run(workspace: Workspace, 
     report = again.run(redo=api.mended(again))
     assert (report.worked, report.is_complete) == (3, True)
     assert {path.name: hashlib.sha256(path.read_bytes()).digest() for path in folder.glob("*.h5")} == whole
+
+
+def test_a_manifest_that_lost_failed_clips_is_told(workspace: Workspace, media: Path) -> None:
+    setup = extraction(workspace, media)
+    as_if_extracted(setup, {23: "open"})
+    fewer = replace(setup, manifest=replace(setup.manifest, clips=setup.manifest.clips[:20]))
+    with pytest.raises(StoreError, match=r"00002.* was made for other clips \(8; the manifest now has 4 clips"):
+        api.mended(fewer)
+
+
+def test_what_has_no_room_together_is_done_again_in_turns(workspace: Workspace, media: Path) -> None:
+    """The message of a device with too little memory advises it."""
+    as_if_extracted(extraction(workspace, media), {1: "open"})
+    again = api.extraction_again(workspace, media=media, gpus=0, decoders=1, residency="turns")
+    assert again.setting.residency == "turns"
+    assert again.run(redo=api.mended(again)).counts == {"colour_grid": {"ok": 24, "failed": 0, "skipped": 0}}

@@ -253,6 +253,7 @@ def test_an_interval_must_be_one(interval: int) -> None:
         (250, 25, 1, 10, [125]),
         (750, 25, 4, 20, [100, 112, 125, 137]),  # of 30 s, the first 10 are looked at
         (900, 29.97, 2, 20, [134, 149]),  # 299 whole frames in 10 s
+        (300, 29.97, 4, 20, [119, 134, 149, 164]),  # also where the clip ends with the frame that is not whole
         (20, 2, 4, 20, [8, 9, 10, 11]),
         (4, 25, 4, 20, [1, 1, 2, 2]),
         (1, 25, 3, 20, [0, 0, 0]),
@@ -305,6 +306,10 @@ def test_views_differ_from_each_other_and_between_clips() -> None:
 def test_views_have_as_many_frames_as_the_plain_one() -> None:
     request = FrameRequest(sampling="fps:1", count=8, views=1, view_sampling="headtail")
     assert len(request.choose(frames(76), seed=0)) == 2 * 4  # 3 s: frames at 0, 1, 2 and 3
+    request = FrameRequest(sampling="uniform", count=8, views=2, view_sampling="fps:1")
+    plain, *views = np.split(request.choose(frames(76), seed=0), 3)
+    np.testing.assert_array_equal(plain, sampling.uniform(frames(76), 8))
+    assert [view.tolist() for view in views] == [[0, 0, 25, 25, 50, 50, 75, 75]] * 2
 
 
 @pytest.mark.parametrize(

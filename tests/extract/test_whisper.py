@@ -285,6 +285,23 @@ def test_windows_of_a_long_clip_are_heard_one_by_one(folder: Path) -> None:
     assert together.items[-1].start_seconds > 1.5 + pieces[-1][0] / RATE - 1e-4
 
 
+def test_a_device_hands_the_network_back_without_widening_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Converted before it left, a network of seven billion weights would take 28 GB of a GPU instead of 14."""
+    encoder, moves = make(folder), []
+    move = torch.nn.Module.to
+
+    def seen(module: torch.nn.Module, *args: Any) -> torch.nn.Module:
+        moves.append(args)
+        return move(module, *args)
+
+    for kind in (torch.bfloat16, torch.float32):
+        monkeypatch.setattr(whisper, "number_type", lambda *_, kind=kind: kind)
+        encoder.load("cpu")
+        assert encoder._model.dtype == kind
+        monkeypatch.setattr(torch.nn.Module, "to", seen)
+    assert moves[0] == ("cpu", torch.float32)
+
+
 def test_sound_that_starts_before_the_clip_has_no_negative_times(folder: Path) -> None:
     encoder = make(folder, vad=False)
     spans = encoder.prepare(toys.clip("w", audio=toys.noise(3.0), start_seconds=-0.02))["span_seconds"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 
 from avpipe.data_manifests import manifest
 from avpipe.extract import worker
+from avpipe.extract.decoding import Decoded
 from avpipe.extract.encoder import Encoder
 from avpipe.extract.run import Part, extract, plan_tasks
 from avpipe.extract.worker import Setting, ShardTask, ShardWorker, waiting_for
@@ -246,3 +249,61 @@ def test_the_last_in_the_chain_is_to_blame() -> None:
     assert waiting_for([{"decoding": 5.0, "encoding": 1.0, "writing": 0.0}]) == "decoding"
     assert waiting_for([{"decoding": 1.0, "encoding": 9.0, "writing": 0.5}]) == "encoding"
     assert waiting_for([{"decoding": 1.0, "encoding": 9.0, "writing": 7.0}]) == "writing"
+
+
+def test_an_error_is_raised_though_the_parent_gives_nothing_before_all_is_done(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    """As the runner does with the tasks of a process that died: one at a time."""
+    made = setting(workspace, tmp_path, Brightness(fault="no such layer"))
+    is_over = threading.Event()
+
+    class Wary(Parent):
+        def __iter__(self) -> Iterator[ShardTask]:
+            yield self.tasks[0]
+            is_over.wait()  # that task is never done
+
+    parent = Wary(plan_tasks(manifest.read(workspace.manifest("synthetic")), made))
+    do = ShardWorker(made, 0)
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            do(iter(parent), parent)
+        except RuntimeError as error:
+            raised.append(error)
+
+    running = threading.Thread(target=run, daemon=True)
+    running.start()
+    running.join(30)
+    hangs = running.is_alive()
+    is_over.set()
+    running.join()
+    do.close()
+    assert not hangs
+    assert [str(error) for error in raised] == ["no such layer"]
+
+
+def test_text_that_is_there_in_part_is_told_before_anything_runs(workspace: Workspace, tmp_path: Path) -> None:
+    words = Describer()
+    work(workspace, setting(workspace, tmp_path, words))
+    (tmp_path / "words" / "00002.json").unlink()
+    alone = replace(setting(workspace, tmp_path, Speller(words.spec)), texts={"words": tmp_path / "words"})
+    read = manifest.read(workspace.manifest("synthetic"))
+    with pytest.raises(StoreError, match="lacks shard 00002: extract 'words' first"):
+        plan_tasks(read, alone)
+    assert [task.name for task in plan_tasks(read, alone, part=Part(2, 3))] == ["00001"]  # what others lack
+
+
+def test_arrays_of_other_encoders_do_not_wait_for_a_batch_to_be_whole() -> None:
+    """An encoder of large batches shall not keep the frames of all its clips."""
+    output = object.__new__(worker._Output)
+    output.name, output.encoder, output._gathered, output._failures = "small", Brightness("small"), [], []
+    large = np.ones(1000)
+    is_kept = weakref.ref(large)
+    prepared = {"small": {"data": np.ones(1)}, "large": {"data": large}}
+    output.take("a", Decoded(prepared=prepared, notes=("cut",), seconds=2.0))
+    (batch,) = output.batches(to_the_end=True)
+    del large, prepared
+    assert is_kept() is None
+    assert [(fact.notes, fact.seconds) for _, _, fact in batch.clips] == [(("cut",), 2.0)]

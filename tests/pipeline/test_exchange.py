@@ -234,7 +234,10 @@ def test_every_clip_has_a_row_with_its_reason(tmp_path: Path) -> None:
         stray=rows,
     )
     (outside / "broken.npy").write_bytes(b"no array")
+    (outside / "full_disk.npy").write_bytes(b"")
+    (outside / "half_npz.npy").write_bytes(b"PK\x03\x04 and no more")
     ids = ["good", "vector", "nan", "wide", "turned", "map", "empty", "words", "broken", "gone"]
+    ids += ["full_disk", "half_npz"]
     told = Told(name="mine", modality="audio", hop_seconds=0.5, id="vggish", note="by a friend")
     found = take_in(outside, tmp_path / "in", ids, told)
     outcomes = {outcome.clip_id: (outcome.error_type, outcome.error_message) for outcome in found.outcomes()}
@@ -249,6 +252,8 @@ def test_every_clip_has_a_row_with_its_reason(tmp_path: Path) -> None:
         "words": "open",
         "broken": "open",
         "gone": "missing_file",
+        "full_disk": "open",
+        "half_npz": "open",
     }
     assert outcomes["wide"][1] == "expected rows of width 3, got shape (2, 4)"
     assert outcomes["turned"][1] == "expected rows of width 3, got shape (3, 7) (turned on its side?)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,16 @@ def test_the_same_weights_elsewhere_are_the_same() -> None:
     unknown = FeatureSpec(name="x", encoder="e", modality="video", dim=4, config={"weights": "/a", "frames": 8})
     moved = FeatureSpec(name="x", encoder="e", modality="video", dim=4, config={"weights": "/b", "frames": 8})
     assert unknown.fingerprint != moved.fingerprint  # nothing says that they are the same
+
+
+def test_the_same_tokenizer_elsewhere_is_the_same() -> None:
+    def read_with(path: str, **known: str) -> FeatureSpec:
+        one = with_weights("/data/a.pt", "1f", preprocessing=known)
+        return replace(one, config={**one.config, "tokenizer": path})
+
+    assert read_with("/a", tokenizer="77").fingerprint == read_with("org/b", tokenizer="77").fingerprint
+    assert read_with("/a", tokenizer="77").fingerprint != read_with("/a", tokenizer="78").fingerprint
+    assert read_with("/a").fingerprint != read_with("/b").fingerprint  # nothing says that they are the same
 
 
 def test_of_a_text_that_is_read_its_fingerprint_counts() -> None:

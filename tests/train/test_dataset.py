@@ -173,6 +173,15 @@ def test_training_draws_one_view_of_each_clip(tokenizer: Tokenizer, cache: bool)
     assert torch.equal(batch[1], data.batch([(0, (0,))], (0, 3)).features["see"][0])
 
 
+def test_each_caption_of_a_clip_draws_a_view_of_its_own(tokenizer: Tokenizer) -> None:
+    """With ``captions_per_clip: each`` a clip comes several times an epoch, as in the authors' loaders."""
+    data = viewed(tokenizer, 4)
+    first, second = (
+        [data.batch([(0, (caption,))], (0, epoch)).features["see"] for epoch in range(10)] for caption in (0, 1)
+    )
+    assert not all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
 def test_whoever_does_not_train_sees_the_plain_view(tokenizer: Tokenizer) -> None:
     without, plain = viewed(None, 4, cache=True), build()
     assert_equal(without.batch([(0, ()), (4, ())]), plain.batch([(0, ()), (4, ())]))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from avpipe.extract import weights
 from avpipe.extract.encoders._frames import Preprocessing, patch_rows
+from avpipe.extract.encoders._pretrained import network_of
 from avpipe.pipeline.errors import CheckpointError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
@@ -61,6 +62,13 @@ class Tower:
     path: Path | None = None
     seed: int = 0
 
+    def to_json(self) -> dict[str, Any]:
+        """For the spec, beside the weights: preprocessing, and what network the tensors are of."""
+        described = {"quick_gelu": self.quick_gelu}
+        # A model with a name is known by it.
+        network = {} if self.model else {"network": network_of({"embed_dim": self.embed_dim, **self.vision})}
+        return {**self.preprocessing.to_json(), **described, **network}
+
 
 def find(model: str | None, wanted: str, name: str) -> Tower:
     """What to build, and from which file.
@@ -81,7 +89,9 @@ def find(model: str | None, wanted: str, name: str) -> Tower:
         return replace(_built_in(model or DEFAULT_MODEL), weights=weights.random_spec(seed), seed=seed)
     if wanted.startswith(HUB_PREFIX):
         return _from_repository(wanted.removeprefix(HUB_PREFIX), model, name)
-    if weights.looks_local(wanted) and Path(wanted).expanduser().is_dir():
+    # A tag is a tag, also where a folder of that name happens to lie in the working directory.
+    is_tag = bool(open_clip.get_pretrained_cfg((model or DEFAULT_MODEL).replace("/", "-"), wanted))
+    if not is_tag and weights.looks_local(wanted) and Path(wanted).expanduser().is_dir():
         return _from_repository(wanted, model, name)
     tower = _built_in(model or DEFAULT_MODEL)
     facts = open_clip.get_pretrained_cfg(tower.label, wanted)

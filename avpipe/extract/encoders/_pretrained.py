@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -30,6 +32,29 @@ def json_of(path: Path) -> Mapping[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: expected keys and values, got {type(values).__name__}")
     return values
+
+
+_CHANGES_NOTHING = {
+    *("_name_or_path", "_commit_hash", "_attn_implementation_autoset", "architectures", "auto_map", "dtype"),
+    *("finetuning_task", "gradient_checkpointing", "id2label", "label2id", "problem_type", "torch_dtype"),
+    *("transformers_version", "use_cache"),
+}
+
+
+def network_of(config: Mapping[str, Any]) -> str:
+    """sha256 of what a ``config.json`` says of its network, for the spec: the same tensors under another number of
+    heads, or another activation, give other features. Names, labels and versions are left out: they change none.
+    """
+    text = json.dumps(_described(config), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _described(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _described(value) if isinstance(value, Mapping) else value
+        for key, value in values.items()
+        if key not in _CHANGES_NOTHING
+    }
 
 
 def pretrained(model_class: Any, path: Path, *, what: str, dtype: torch.dtype | None = None, **options: Any) -> Any:
@@ -71,26 +96,45 @@ def pretrained(model_class: Any, path: Path, *, what: str, dtype: torch.dtype | 
     return model
 
 
+class _Quiet:
+    """How many threads want transformers to be quiet, and how loud it was before the first of them."""
+
+    lock = threading.Lock()
+    inside = 0
+    verbosity = 0
+    bar = False
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' progress bar, its advice and its table of leftover tensors."""
+    """Without transformers' progress bar, its advice and its table of leftover tensors.
+
+    Loudness is one for the whole process: the last of several threads to leave restores what the first one found.
+    """
     from transformers.utils import logging
 
     library: Any = logging
-    verbosity, bar = library.get_verbosity(), library.is_progress_bar_enabled()
-    library.set_verbosity_error()
-    library.disable_progress_bar()
+    with _Quiet.lock:
+        if not _Quiet.inside:
+            _Quiet.verbosity, _Quiet.bar = library.get_verbosity(), library.is_progress_bar_enabled()
+            library.set_verbosity_error()
+            library.disable_progress_bar()
+        _Quiet.inside += 1
     try:
         yield
     finally:
-        library.set_verbosity(verbosity)
-        if bar:
-            library.enable_progress_bar()
+        with _Quiet.lock:
+            _Quiet.inside -= 1
+            if not _Quiet.inside:
+                library.set_verbosity(_Quiet.verbosity)
+                if _Quiet.bar:
+                    library.enable_progress_bar()
 
 
 @lru_cache(maxsize=8)
 def tokenizer_at(path: Path) -> tokenizers.Tokenizer:
-    """The tokenizer of a ``tokenizer.json``, read once.
+    """The tokenizer of a ``tokenizer.json``, read once: without the cutting and filling up that such a file may ask for
+    (those of sentence encoders do), because whoever calls does that himself.
 
     Raises:
         CheckpointError: the file is none.
@@ -98,9 +142,12 @@ def tokenizer_at(path: Path) -> tokenizers.Tokenizer:
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # noqa: BLE001 - the library raises nothing more particular
         raise CheckpointError(f"{path}: cannot be read as a tokenizer: {error}") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def text_of(ids: Sequence[int], tokenizer_path: Path | None) -> str:

@@ -12,12 +12,8 @@ step, the next bands, and so on: 1214 tokens. Times therefore run from start to 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -28,6 +24,7 @@ from avpipe.extract import fbank, weights
 from avpipe.extract.encoder import Prepared
 from avpipe.extract.encoders._config import DeviceConfig
 from avpipe.extract.encoders._media import waveform_of
+from avpipe.extract.encoders._pretrained import json_of, network_of, pretrained
 from avpipe.extract.media import AudioRequest, Media
 from avpipe.pipeline.errors import CheckpointError
 from avpipe.pipeline.features import Features, FeatureSpec
@@ -151,6 +148,7 @@ class Encoder:
                 "normalise": self.geometry.normalise,
                 "mean": self.geometry.mean,
                 "std": self.geometry.std,
+                "network": network_of(json_of(self.files.files["config"])) if self.files else "none",
             },
             clock={
                 "rows": rows[config.tokens],
@@ -245,8 +243,8 @@ def _geometry(files: weights.WeightFiles | None) -> Geometry:
     """From a checkpoint's two JSON files; AudioSet's (the classes' defaults) for what they leave out."""
     from transformers import ASTConfig
 
-    network = ASTConfig() if files is None else ASTConfig(**_json(files.files["config"]))
-    front = {} if files is None else _json(files.files["preprocessor"])
+    network = ASTConfig() if files is None else ASTConfig(**json_of(files.files["config"]))
+    front = {} if files is None else json_of(files.files["preprocessor"])
     geometry = Geometry(
         sample_rate=front.get("sampling_rate", 16000),
         mels=front.get("num_mel_bins", 128),
@@ -267,68 +265,19 @@ def _geometry(files: weights.WeightFiles | None) -> Geometry:
     return geometry
 
 
-def _json(path: Path) -> Mapping[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: expected keys and values, got {type(values).__name__}")
-    return values
-
-
 def _random(seed: int) -> torch.nn.Module:
-    import torch
     from transformers import ASTConfig, ASTModel
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    from avpipe.extract.encoders._device import seeded
+
+    with seeded(seed):
         model: torch.nn.Module = ASTModel(ASTConfig())
     return model
 
 
 def _pretrained(files: weights.WeightFiles) -> torch.nn.Module:
-    """The network with a checkpoint's weights; every tensor must be there and fit."""
-    import torch
-    from safetensors import SafetensorError
+    """The network with a checkpoint's weights."""
     from transformers import ASTModel
 
-    path = files.files["weights"]
-    with _quiet():
-        try:
-            loaded: Any = ASTModel.from_pretrained(
-                str(path.parent),
-                local_files_only=True,
-                use_safetensors=path.suffix == ".safetensors",
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
-            raise CheckpointError(f"{path}: cannot be read as an AST: {error}") from None
-    model, report = loaded
-    # A classification head is left over, as it should be: these are features.
-    wrong = [*report["missing_keys"], *report["mismatched_keys"]]
-    if wrong:
-        raise CheckpointError(
-            f"{path} does not fit its config.json: {len(wrong)} tensors missing or of another shape: "
-            f"{', '.join(map(str, sorted(wrong)[:5]))}"
-        )
-    module: torch.nn.Module = model
-    return module
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' progress bar and its table of the classification head's leftover tensors."""
-    from transformers.utils import logging
-
-    library: Any = logging
-    verbosity, bar = library.get_verbosity(), library.is_progress_bar_enabled()
-    library.set_verbosity_error()
-    library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        library.set_verbosity(verbosity)
-        if bar:
-            library.enable_progress_bar()
+    model: torch.nn.Module = pretrained(ASTModel, files.files["weights"], what="an AST")
+    return model

@@ -24,7 +24,7 @@ from avpipe.extract.encoder import Prepared
 from avpipe.extract.encoders import _shards
 from avpipe.extract.encoders._config import BatchConfig
 from avpipe.extract.encoders._media import waveform_of
-from avpipe.extract.encoders._pretrained import number_type, pretrained, quiet
+from avpipe.extract.encoders._pretrained import json_of, network_of, number_type, pretrained, quiet
 from avpipe.extract.encoders._writing import DIGITS, BestLogProbs, settings, until
 from avpipe.extract.media import AudioRequest, Media
 from avpipe.pipeline.errors import CheckpointError, UsageError
@@ -103,7 +103,10 @@ class Encoder:
             dtype="text",
             config=config.model_dump(mode="json", exclude={"batch_size"}),
             weights=self.files.to_spec(),
-            preprocessing={part: weights.sha256_of(path) for part, path in parts.items()},
+            preprocessing={
+                **{part: weights.sha256_of(path) for part, path in parts.items()},
+                "network": network_of(json_of(self.files.config)),
+            },
             clock={"segments": "one a clip, over the sound that was heard"},
         )
         self._model: Any = None
@@ -154,7 +157,8 @@ class Encoder:
             self._ends = ends if isinstance(ends, list) else [ends]
             self._model.generation_config = settings()  # empty: no sampling, no penalty that the checkpoint suggests
             self._processor = processor
-        self._model, self._device = ready(self._model.to(kind), device), device
+        # Place and type in one go, tensor by tensor: a GPU that hands the network back never holds it in float32.
+        self._model, self._device = ready(self._model.to(device, kind), device), device
 
     def encode(self, batch: Sequence[Prepared]) -> list[Segments]:
         """One segment a clip."""

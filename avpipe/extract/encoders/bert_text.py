@@ -22,7 +22,7 @@ from avpipe.extract import weights
 from avpipe.extract.encoder import Prepared
 from avpipe.extract.encoders._config import DeviceConfig
 from avpipe.extract.encoders._media import segments_of
-from avpipe.extract.encoders._pretrained import json_of, pretrained, tokenizer_at
+from avpipe.extract.encoders._pretrained import json_of, network_of, pretrained, tokenizer_at
 from avpipe.extract.media import Media, TextRequest
 from avpipe.pipeline.errors import CheckpointError, UsageError
 from avpipe.pipeline.features import Features, FeatureSpec, Segment
@@ -80,7 +80,10 @@ class Encoder:
             dim=network.get("hidden_size", 768),
             config=config.model_dump(mode="json", exclude={"batch_size"}),
             weights=self.files.to_spec(),
-            preprocessing={"tokenizer": weights.sha256_of(self.files.files["tokenizer"])},
+            preprocessing={
+                "tokenizer": weights.sha256_of(self.files.files["tokenizer"]),
+                "network": network_of(network),
+            },
             clock={"rows": "one a word piece" if config.tokens == "all" else "one a clip"},
         )
         self._model: torch.nn.Module | None = None

@@ -71,7 +71,7 @@ class Config(FrameConfig, DeviceConfig):
     stats: Literal["audiocaps", "audioset"] = "audiocaps"
     """Mean and deviation of log energies: ``audiocaps`` is AVCap's, ``audioset`` CAV-MAE's."""
 
-    frames: Literal[1, 2, 4, 8, 18] = 4
+    frames: Literal[1, 2, 4, 8, 18, 32] = 4
     """Frames a clip. 1: a picture, as CAV-MAE was trained; else tubes, as AVCap has them: 4 in its README, 8 in its
     released file. Other numbers AVCap has no positions for."""
 

@@ -55,7 +55,7 @@ class Encoder(FrameEncoder):
             rows=rows,
             dim=dim,
             weights=self.tower.weights,
-            preprocessing={**self.how.to_json(), "quick_gelu": self.tower.quick_gelu},
+            preprocessing=self.tower.to_json(),
         )
 
     def _build(self) -> torch.nn.Module:

@@ -121,7 +121,7 @@ class Encoder(FrameEncoder):
             rows=rows,
             dim=described["hidden_size"],
             weights=self.source.spec,
-            preprocessing=how.to_json(),
+            preprocessing={**how.to_json(), "heads": described["num_attention_heads"]},  # which no tensor tells
         )
 
     def _build(self) -> torch.nn.Module:

@@ -40,7 +40,7 @@ from avpipe.extract.encoder import Prepared
 from avpipe.extract.encoders import _speech
 from avpipe.extract.encoders._config import DeviceConfig
 from avpipe.extract.encoders._media import waveform_of
-from avpipe.extract.encoders._pretrained import json_of, number_type, pretrained, quiet, text_of
+from avpipe.extract.encoders._pretrained import json_of, network_of, number_type, pretrained, quiet, text_of
 from avpipe.extract.encoders._writing import DIGITS, BestLogProbs, settings, until
 from avpipe.extract.media import AudioRequest, Media
 from avpipe.pipeline.errors import CheckpointError, UsageError, did_you_mean
@@ -205,6 +205,7 @@ class Encoder:
                 "window_seconds": self.geometry.window_seconds,
                 "tokenizer": weights.sha256_of(self.files.files["tokenizer"]) if self.files else "none",
                 "generation": weights.sha256_of(self.files.files["generation"]) if self.files else "none",
+                "network": network_of(json_of(self.files.files["config"])) if self.files else "none",
             },
             clock={"segments": "as the network's time stamps say, within the sound of their window"},
         )
@@ -281,7 +282,8 @@ class Encoder:
         if self._model is None:
             self._model = _random(self.seed) if self.files is None else _pretrained(self.files)
             self._model.generation_config = settings()  # empty: whatever is asked for is said at each call
-        self._model = ready(self._model.to(number_type(device, self.config.precision)), device)
+        # Place and type in one go, tensor by tensor: a GPU that hands the network back never holds it in float32.
+        self._model = ready(self._model.to(device, number_type(device, self.config.precision)), device)
         if self.config.compile:  # the half whose shapes are always the same
             self._model.get_encoder().compile()
         self._device = device
