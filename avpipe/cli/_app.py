@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -80,10 +82,16 @@ def overrides(help: str) -> Any:
     return typer.Argument(metavar="KEY=VALUE", help=help, show_default=False)
 
 
+def _break_off(number: int, frame: FrameType | None) -> None:
+    """A batch system wants its machine back: the same as Ctrl-C, so that nothing is left behind."""
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Run the command line. Exit status: 0 all well, 1 an error, 2 wrong usage, 3 done with failed clips, 130 broken
     off and can go on.
     """
+    signal.signal(signal.SIGTERM, _break_off)
     try:
         app()  # exits by itself, and with 2 where the command line is wrong
     except Interrupted as error:

@@ -28,7 +28,7 @@ from avpipe.pipeline import runner, shards
 from avpipe.pipeline.errors import ClipError, DataError, StoreError, UsageError
 from avpipe.pipeline.features import Encoded, Features, Outcome, Segments
 from avpipe.pipeline.runner import Event
-from avpipe.pipeline.shards import Mark, ShardPlan
+from avpipe.pipeline.shards import Mark
 from avpipe.pipeline.store import write_spec
 
 
@@ -89,7 +89,7 @@ def extract(
     tasks = plan_tasks(manifest, setting, redo=redo, part=part)
     worker = partial(ShardWorker, setting)
     report = runner.run(tasks, worker, processes=len(setting.devices), on_event=on_event, engine=engine)
-    return summarise(setting.folders, worked=len(report.done), lost_shards=report.failed)
+    return summarise(setting.folders, worked=len(report.done), lost_shards=report.failed, part=part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +120,9 @@ class Part:
             raise UsageError(f"part: expected i/n, for example 3/16, got {text!r}")
         return cls(int(index), int(count))
 
-    def __contains__(self, plan: object) -> bool:
-        return isinstance(plan, ShardPlan) and plan.index % self.count == self.index - 1
+    def has(self, shard: int) -> bool:
+        """Whether a shard of that number is one of this part's."""
+        return shard % self.count == self.index - 1
 
 
 def plan_tasks(
@@ -148,7 +149,7 @@ def plan_tasks(
     for name, source in setting.readers.items():  # what is written anew is read anew
         lacking[name] |= lacking.get(source, set())
     clips = {clip.clip_id: clip for clip in manifest.clips}
-    mine = [plan for plan in plans if part is None or plan in part]
+    mine = [plan for plan in plans if part is None or part.has(plan.index)]
     for name, source in setting.readers.items():
         if source not in setting.folders:
             fingerprint = str(setting.encoders[name].spec.source["fingerprint"])
@@ -167,14 +168,18 @@ def plan_tasks(
 
 
 def summarise(
-    folders: Mapping[str, Path], *, worked: int = 0, lost_shards: Mapping[str, str] | None = None
+    folders: Mapping[str, Path],
+    *,
+    worked: int = 0,
+    lost_shards: Mapping[str, str] | None = None,
+    part: Part | None = None,
 ) -> ExtractReport:
-    """Add up the marks of some feature sets."""
+    """Add up the marks of some feature sets, of one part of the shards or of all."""
     counts: dict[str, Counter[str]] = {}
     faults: dict[str, Counter[str]] = {}
     sizes: dict[str, int] = {}
     for name, folder in folders.items():
-        marks = shards.marks(folder)
+        marks = [mark for mark in shards.marks(folder) if part is None or part.has(int(Path(mark.file).stem))]
         outcomes = [outcome for mark in marks for outcome in mark.outcomes]
         counts[name] = Counter({"ok": 0, "failed": 0, "skipped": 0})
         counts[name].update(outcome.status for outcome in outcomes)

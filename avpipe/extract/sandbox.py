@@ -186,7 +186,7 @@ class _Child:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._deadline = math.inf
+        self._deadline = self._max_seconds = math.inf
         self._socket, theirs = socket.socketpair()
         # A session of its own: an interrupt from the keyboard is the parent's business. One core: the clips are what
         # runs in parallel.
@@ -236,7 +236,7 @@ class _Child:
         self._socket.close()
 
     def _ask(self, message: object, max_seconds: float) -> tuple[int, Any]:
-        self._deadline = time.monotonic() + max_seconds
+        self._deadline, self._max_seconds = time.monotonic() + max_seconds, max_seconds
         try:
             self._socket.settimeout(None)
             _send(self._socket, _pack(message))
@@ -251,7 +251,7 @@ class _Child:
 
     def _watch(self) -> None:
         if time.monotonic() > self._deadline:
-            raise ClipError("timeout", f"not done after {self._limits.max_seconds:g} s")
+            raise ClipError("timeout", f"not done after {self._max_seconds:g} s")
         with contextlib.suppress(psutil.NoSuchProcess):  # it died: the socket will say so
             resident = self._watched.memory_info().rss
             if resident > self._limits.max_bytes:

@@ -6,7 +6,8 @@ never stands idle between two. What happens then:
 
 - A process that **dies** (killed, out of memory, a crash in native code) costs its tasks a retry, in a fresh process,
   which gets them one at a time, to find out which is to blame. A task that killed ``retries + 1`` processes is given
-  up, with the reason; the others go on.
+  up, with the reason; the others go on. So do they without a process that dies again and again before it takes up
+  work, as on a broken GPU.
 - An **exception** in a worker stops everything and is raised in the parent: an :class:`AvpipeError` is for the user to
   act on (a full disk), and anything else is a bug. Retrying would repeat either.
 - **Ctrl-C** stops everything and is raised as ``KeyboardInterrupt`` once the workers have ended. They get the time to
@@ -224,6 +225,7 @@ class _Run:
         self.again: dict[int, deque[Task]] = {}  # by the rank whose fresh process shall try, one at a time
         self.asking: set[int] = set()  # ranks that must wait for their next task
         self.dismissed: set[int] = set()
+        self.working: set[int] = set()  # ranks whose process lives, and was not dismissed
         self.deaths = 0
         self.false_starts: Counter[int] = Counter()  # by rank, since it last was ready
         self.task_deaths: Counter[str] = Counter()
@@ -233,7 +235,7 @@ class _Run:
 
     def to_the_end(self, processes: int) -> RunReport:
         for rank in range(processes):
-            self.pool.start(rank)
+            self._start(rank)
         while events := self.pool.wait():
             for event in events:
                 self.on_event(event)
@@ -264,6 +266,10 @@ class _Run:
             case Died(rank=rank, reason=reason):
                 self._mourn(rank, reason)
 
+    def _start(self, rank: int) -> None:
+        self.working.add(rank)
+        self.pool.start(rank)
+
     def _next(self, rank: int) -> None:
         running = self.running.setdefault(rank, {})
         if rank in self.again and running:  # under suspicion: one at a time
@@ -277,6 +283,7 @@ class _Run:
             task = self.waiting.popleft()
         else:
             self.dismissed.add(rank)
+            self.working.discard(rank)
             self.pool.dismiss(rank)
             return
         running[task.name] = task
@@ -286,6 +293,7 @@ class _Run:
     def _mourn(self, rank: int, reason: str) -> None:
         self.deaths += 1
         self.asking.discard(rank)
+        self.working.discard(rank)
         suspects = self.running.pop(rank, {})
         untried = self.again.pop(rank, deque())
         if not suspects and rank in self.dismissed:  # its work was done
@@ -294,10 +302,13 @@ class _Run:
         if not suspects:
             self.false_starts[rank] += 1
             if self.false_starts[rank] > self.retries:
-                raise AvpipeError(
-                    f"worker {rank} dies before it takes up work ({self.false_starts[rank]} times in a row; the last "
-                    f"process {reason}). If memory is short, try fewer processes"
-                )
+                if not self.working:
+                    raise AvpipeError(
+                        f"worker {rank} dies before it takes up work ({self.false_starts[rank]} times in a row; the "
+                        f"last process {reason}), and no other is left. If memory is short, try fewer processes"
+                    )
+                self.waiting.extendleft(reversed(untried))  # the others do without it: its device may be broken
+                return
         for task in reversed(suspects.values()):
             self.task_deaths[task.name] += 1
             if self.task_deaths[task.name] > self.retries:
@@ -307,4 +318,4 @@ class _Run:
         if untried:
             self.again[rank] = untried
         if self.waiting or untried:
-            self.pool.start(rank)
+            self._start(rank)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +23,21 @@ def extract(workspace: Workspace) -> subprocess.CompletedProcess[str]:
     """The command, in a process of its own."""
     command = [sys.executable, "-m", "avpipe", "extract", "--recipe", "baseline", "--gpus", "0", "--decoders", "1"]
     return subprocess.run([*command, "-w", str(workspace.root)], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_told_to_end_leaves_nothing_and_can_go_on(workspace: Workspace, end: signal.Signals) -> None:
+    command = [sys.executable, "-m", "avpipe", "extract", "--recipe", "baseline", "--gpus", "0", "--decoders", "1"]
+    running = subprocess.Popen([*command, "-w", str(workspace.root)], stderr=subprocess.PIPE, text=True)
+    features = workspace.features("synthetic")
+    while not list(features.rglob("*.tmp")) and not list(features.rglob("0*")) and running.poll() is None:
+        time.sleep(0.01)
+    running.send_signal(end)
+    _, said = running.communicate(timeout=60)
+    assert (running.returncode, "Traceback" in said) in ((130, False), (0, False))  # it may just have been done
+    assert running.returncode == 0 or "interrupted: the same command goes on from here" in said
+    assert not list(features.rglob("*.tmp"))
+    assert extract(workspace).returncode == 0
 
 
 @pytest.fixture

@@ -221,7 +221,8 @@ def test_parts_share_the_shards_between_them(workspace: Workspace, tmp_path: Pat
     made = setting(workspace, tmp_path, Brightness())
     names = [[task.name for task in plan_tasks(read, made, part=Part(index, 2))] for index in (1, 2)]
     assert names == [["00000", "00002"], ["00001"]]
-    extract(read, made, part=Part(2, 2))
+    report = extract(read, made, part=Part(2, 2))
+    assert report.counts == {"brightness": {"ok": 8, "failed": 0, "skipped": 0}}
     assert list(digests(tmp_path)) == ["brightness/00001.h5"]
     assert [task.name for task in plan_tasks(read, made, part=Part(2, 2))] == []
     assert [task.name for task in plan_tasks(read, made, part=Part(1, 2))] == ["00000", "00002"]  # whatever is done

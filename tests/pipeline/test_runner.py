@@ -21,7 +21,7 @@ from avpipe.pipeline.shards import pending, plan, verify
 from avpipe.pipeline.store import FeatureSet
 
 from . import toys
-from .toys import AheadWorker, Deed, DeedWorker, ray_cluster
+from .toys import AheadWorker, BrokenAtRankOne, Deed, DeedWorker, ray_cluster
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +198,17 @@ def test_of_two_tasks_under_way_the_innocent_one_is_done(tmp_path: Path) -> None
 def test_a_process_that_dies_over_its_last_tasks_is_replaced_though_it_was_dismissed(tmp_path: Path) -> None:
     report, _ = ahead(tmp_path, Deed("a"), Deed("b", "die"))
     assert (sorted(report.done), report.failed, report.deaths) == (["a", "b"], {}, 1)
+
+
+def test_the_others_go_on_without_one_that_never_takes_up_work(tmp_path: Path) -> None:
+    events: list[Event] = []
+    deeds = [Deed(f"d{i}") for i in range(6)]
+    report = run(deeds, partial(BrokenAtRankOne, tmp_path), processes=3, on_event=events.append)
+    assert sorted(report.done) == [deed.name for deed in deeds]
+    assert report.failed == {}
+    died = [event.rank for event in events if isinstance(event, Died)]
+    assert died == [1] * len(died)
+    assert 1 <= len(died) <= 3  # the work may be done before the third
 
 
 def test_a_bug_stops_the_run_and_brings_its_traceback(tmp_path: Path, engine: Engine[Deed]) -> None:

@@ -117,6 +117,17 @@ class DeedWorker:
         (self.notes / f"closed-{self.rank}-{os.getpid()}").touch()
 
 
+class BrokenAtRankOne(DeedWorker):
+    """Dies while it is built, on one device of several; the others take their time."""
+
+    def __init__(self, notes: Path, rank: int) -> None:
+        super().__init__(notes, rank, start="die" if rank == 1 else "")
+
+    def do(self, task: Deed, tell: Tell) -> None:
+        time.sleep(0.5)
+        super().do(task, tell)
+
+
 class AheadWorker(DeedWorker):
     """Takes its next task while it does the last, as who decodes ahead does."""
 
