@@ -68,7 +68,36 @@ def random_spec(seed: int) -> dict[str, Any]:
     return {"id": "random", "sha256": f"random:{seed}"}
 
 
-def resolve(weights: str, parts: Mapping[str, Sequence[str]], *, encoder: str) -> WeightFiles:
+@dataclass(frozen=True, slots=True)
+class _Asker:
+    """Who asks for files, and by which option; ``has_random`` if the option may be ``random``."""
+
+    encoder: str
+    option: str = "weights"
+    has_random: bool = True
+
+    def missing(self, wanted: str, problem: str, *, repository: str = "org/name") -> MissingWeightsError:
+        """The one message for files that are not there."""
+        option = f"{self.encoder}.{self.option}"
+        lines = [
+            f"{self.encoder}: no {self.option} {wanted!r}: {problem.rstrip('.')}.",
+            f"  - On a machine with a network: hf download {repository} --local-dir weights/{Path(repository).name}",
+            f"    Copy that folder here and run with {option}=/path/to/folder",
+            "    (without --local-dir the files land in the Hub's cache, which HF_HOME places).",
+        ]
+        if self.has_random:
+            lines.append(f"  - {option}=random gives random weights: for tests and benchmarks only.")
+        return MissingWeightsError("\n".join(lines))
+
+
+def resolve(
+    weights: str,
+    parts: Mapping[str, Sequence[str]],
+    *,
+    encoder: str,
+    option: str = "weights",
+    has_random: bool = True,
+) -> WeightFiles:
     """The files of a local folder or of a repository on the Hub.
 
     The Hub's local cache is asked first; the network only for what is not there, and only where it answers.
@@ -77,13 +106,14 @@ def resolve(weights: str, parts: Mapping[str, Sequence[str]], *, encoder: str) -
         weights: an existing folder, or ``org/name`` or ``org/name@revision`` on the Hub.
         parts: for each part, the file names that may hold it, best first.
         encoder: name for messages.
+        option: by which the user said ``weights``, for messages.
+        has_random: whether he may say ``random`` instead.
 
     Raises:
         MissingWeightsError: a part is neither here nor to be had; the message says how to get it.
     """
-    if looks_local(weights):
-        return _from_folder(weights, parts, encoder)
-    return _from_hub(weights, parts, encoder)
+    asker = _Asker(encoder, option, has_random and option == "weights")
+    return _from_folder(weights, parts, asker) if looks_local(weights) else _from_hub(weights, parts, asker)
 
 
 def find(weights: str, names: Sequence[str], *, encoder: str) -> WeightFiles:
@@ -113,26 +143,26 @@ def local_file(weights: str, *, encoder: str) -> Path:
     """
     path = Path(weights).expanduser()
     if not path.is_file():
-        raise MissingWeightsError(_missing(encoder, weights, f"there is no file {path}"))
+        raise _Asker(encoder).missing(weights, f"there is no file {path}")
     return path
 
 
-def _from_folder(weights: str, parts: Mapping[str, Sequence[str]], encoder: str) -> WeightFiles:
+def _from_folder(weights: str, parts: Mapping[str, Sequence[str]], asker: _Asker) -> WeightFiles:
     folder = Path(weights).expanduser()
     if not folder.is_dir():
-        raise MissingWeightsError(_missing(encoder, weights, f"there is no folder {folder}"))
+        raise asker.missing(weights, f"there is no folder {folder}")
     files = {}
     for part, names in parts.items():
         found = [folder / name for name in names if (folder / name).is_file()]
         if not found:
             held = ", ".join(sorted(entry.name for entry in folder.iterdir())[:20]) or "nothing"
             problem = f"the folder holds no {' or '.join(names)} ({part}); it holds {held}"
-            raise MissingWeightsError(_missing(encoder, weights, problem))
+            raise asker.missing(weights, problem)
         files[part] = found[0]
     return WeightFiles(id=folder.resolve().name, files=files)
 
 
-def _from_hub(weights: str, parts: Mapping[str, Sequence[str]], encoder: str) -> WeightFiles:
+def _from_hub(weights: str, parts: Mapping[str, Sequence[str]], asker: _Asker) -> WeightFiles:
     from huggingface_hub.errors import HFValidationError
 
     repository, _, asked_revision = weights.partition("@")
@@ -140,11 +170,11 @@ def _from_hub(weights: str, parts: Mapping[str, Sequence[str]], encoder: str) ->
     files: dict[str, Path] = {}
     for part, names in parts.items():
         try:
-            path = _cached(repository, names, revision) or _fetched(repository, names, revision, encoder)
+            path = _cached(repository, names, revision) or _fetched(repository, names, revision, asker)
         except HFValidationError as error:
             raise UsageError(
-                f"{encoder}: weights: expected a path, org/name or org/name@revision on the Hub, got {weights!r} "
-                f"({error})"
+                f"{asker.encoder}: {asker.option}: expected a path, org/name or org/name@revision on the Hub, "
+                f"got {weights!r} ({error})"
             ) from None
         files[part] = path
         revision = path.parent.name  # the commit: all parts must come from one
@@ -161,7 +191,7 @@ def _cached(repository: str, names: Sequence[str], revision: str | None) -> Path
     return None
 
 
-def _fetched(repository: str, names: Sequence[str], revision: str | None, encoder: str) -> Path:
+def _fetched(repository: str, names: Sequence[str], revision: str | None, asker: _Asker) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
@@ -169,20 +199,20 @@ def _fetched(repository: str, names: Sequence[str], revision: str | None, encode
     obstacle = obstacle_to(_endpoint())
     if obstacle:
         problem = f"{' or '.join(names)} is not in the Hub's cache ({_cache_folder()}), and {obstacle}"
-        raise MissingWeightsError(_missing(encoder, wanted, problem, repository=repository))
+        raise asker.missing(wanted, problem, repository=repository)
     for name in names:
         try:
-            log.info("%s: fetching %s of %s from the Hub", encoder, name, wanted)
+            log.info("%s: fetching %s of %s from the Hub", asker.encoder, name, wanted)
             return Path(hf_hub_download(repository, name, revision=revision))
         except LocalEntryNotFoundError as error:  # the network gave way
-            raise MissingWeightsError(_missing(encoder, wanted, str(error), repository=repository)) from None
+            raise asker.missing(wanted, str(error), repository=repository) from None
         except EntryNotFoundError:
             continue  # the repository has no file of this name: try the next
         except (HfHubHTTPError, OSError) as error:  # no such repository, no permission, disk full
             problem = " ".join(str(error).split())
-            raise MissingWeightsError(_missing(encoder, wanted, problem, repository=repository)) from None
+            raise asker.missing(wanted, problem, repository=repository) from None
     problem = f"the repository has no {' or '.join(names)}"
-    raise MissingWeightsError(_missing(encoder, wanted, problem, repository=repository))
+    raise asker.missing(wanted, problem, repository=repository)
 
 
 def obstacle_to(address: str) -> str:
@@ -217,17 +247,6 @@ def _cache_folder() -> str:
     from huggingface_hub import constants
 
     return str(constants.HF_HUB_CACHE)
-
-
-def _missing(encoder: str, wanted: str, problem: str, *, repository: str = "org/name") -> str:
-    """The one message for weights that are not there."""
-    return (
-        f"{encoder}: no weights {wanted!r}: {problem.rstrip('.')}.\n"
-        f"  - On a machine with a network: hf download {repository} --local-dir weights/{Path(repository).name}\n"
-        f"    Copy that folder here and run with {encoder}.weights=/path/to/folder\n"
-        f"    (without --local-dir the files land in the Hub's cache, which HF_HOME places).\n"
-        f"  - {encoder}.weights=random gives random weights: for tests and benchmarks only."
-    )
 
 
 def sha256_of(path: Path) -> str:

@@ -248,3 +248,14 @@ def test_repositories_are_told_from_paths(tmp_path: Path, monkeypatch: pytest.Mo
     assert not weights.looks_local("MIT/ast-finetuned-audioset-10-10-0.4593")
     (tmp_path / "MIT").mkdir()
     assert weights.looks_local("MIT")
+
+
+def test_the_message_names_the_option_and_random_only_where_it_may_be(tmp_path: Path) -> None:
+    parts = {"weights": ("model.safetensors",)}
+    with pytest.raises(MissingWeightsError, match=r"toy: no weights .*\n.*\n.*toy\.weights=/path/.*\n.*\n.*=random"):
+        weights.resolve(str(tmp_path / "no"), parts, encoder="toy")
+    with pytest.raises(MissingWeightsError) as unrandom:
+        weights.resolve(str(tmp_path / "no"), parts, encoder="toy", has_random=False)
+    with pytest.raises(MissingWeightsError, match=r"toy: no tokenizer .*\n.*\n.*toy\.tokenizer=/path/") as other:
+        weights.resolve(str(tmp_path / "no"), parts, encoder="toy", option="tokenizer")
+    assert "random" not in f"{unrandom.value}{other.value}"

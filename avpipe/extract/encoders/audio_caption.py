@@ -215,7 +215,9 @@ def log_mel(samples: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
 
 
 def _tokenizer(tokenizer: str, name: str) -> Path:
-    return weights.resolve(tokenizer, {"tokenizer": ("tokenizer.json",)}, encoder=name).files["tokenizer"]
+    return weights.resolve(tokenizer, {"tokenizer": ("tokenizer.json",)}, encoder=name, option="tokenizer").files[
+        "tokenizer"
+    ]
 
 
 def _stop_token(tokenizer: Path | None) -> int:

@@ -94,7 +94,7 @@ class Encoder:
         self.files = _shards.find(place, "", encoder=name)
         if not weights.looks_local(place):  # the Hub's cache has a folder a commit: all files must come from one
             place = f"{place.partition('@')[0]}@{self.files.config.parent.name}"
-        parts = weights.resolve(place, PARTS, encoder=name).files
+        parts = weights.resolve(place, PARTS, encoder=name, has_random=False).files
         self.spec = FeatureSpec(
             name=name,
             encoder="audio_chat",

@@ -68,7 +68,7 @@ class Encoder:
             )
         self.config = config
         self.batch_size = config.batch_size
-        self.files = weights.resolve(config.weights, PARTS, encoder=name)
+        self.files = weights.resolve(config.weights, PARTS, encoder=name, has_random=False)
         network = json_of(self.files.files["config"])
         positions = network.get("max_position_embeddings", 512)
         if config.max_tokens > positions:
