@@ -231,8 +231,9 @@ class _Room:
 
     def writer(self, name: str, plan: ShardPlan) -> ShardWriter:
         """For a shard of a feature set; abandoned in the end, if nobody commits it."""
-        setting = self.setting
-        writer = ShardWriter(setting.folders[name], plan, setting.encoders[name].spec, setting.format)
+        setting, spec = self.setting, self.setting.encoders[name].spec
+        kind = _arithmetic(self.device, spec.config.get("precision"))
+        writer = ShardWriter(setting.folders[name], plan, spec, setting.format, arithmetic=kind)
         self._writers.add(writer)
         return writer
 
@@ -502,6 +503,15 @@ def _text_of(
         raise StoreError(f"{folder / mark.file} holds no text")
     found = {outcome.clip_id: reader.segments(outcome.clip_id) for outcome in mark.outcomes if outcome.status == "ok"}
     return mark.outcomes, found
+
+
+def _arithmetic(device: str, precision: str | None) -> str:
+    """What an encoder that shall run in ``precision`` really runs in; "" if it has no network."""
+    if precision is None:
+        return ""
+    from avpipe.extract.encoders._device import arithmetic
+
+    return arithmetic(device, precision)
 
 
 @contextmanager

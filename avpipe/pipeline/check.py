@@ -46,8 +46,8 @@ class Oddity:
     """A clip that is not as the others, or not as one expects.
 
     Attributes:
-        clip_id: of the clip.
-        kind: ``"zero"``, ``"constant"``, ``"norm"``, ``"times"``, ``"order"`` or ``"repetition"``.
+        clip_id: of the clip; "" where it is about all of them.
+        kind: ``"arithmetic"``, ``"zero"``, ``"constant"``, ``"norm"``, ``"times"``, ``"order"`` or ``"repetition"``.
         reason: for a person.
     """
 
@@ -56,7 +56,7 @@ class Oddity:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.clip_id}: {self.reason}"
+        return f"{self.clip_id}: {self.reason}" if self.clip_id else self.reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,7 @@ class Report:
         expected: how many clips the manifest has.
         counts: of those, how many have an outcome, by status; what lies in shards with problems does not count.
         problems: what cannot be so.
-        oddities: what is worth a look; empty unless the check was deep.
+        oddities: what is worth a look; but for mixed arithmetic, empty unless the check was deep.
         facts: what a deep check measured: ``rows``, ``median_norm``; of text, ``empty_share``, ``repetitive_share``.
     """
 
@@ -134,7 +134,7 @@ def check(
         expected=sum(len(plan.clip_ids) for plan in plans),
         counts={status: outcomes[status] for status in STATUSES},
         problems=tuple(sorted(problems, key=lambda problem: problem.file)),
-        oddities=tuple(_oddities(findings)),
+        oddities=(*_mixture(list(found.values())), *_oddities(findings)),
         facts=_facts(findings) if deep else {},
     )
 
@@ -308,6 +308,13 @@ def _examine_text(finding: _Finding, clip_id: str, segments: Segments, duration:
 
 
 # -- all shards together -----------------------------------------------------------------------------------------------
+
+
+def _mixture(found: Sequence[Mark]) -> Iterator[Oddity]:
+    """Shards that were computed on devices of different kinds."""
+    if mixed := shards.mixture(found):
+        reason = f"shards were computed on different devices ({mixed}): features differ by about 1 % between them"
+        yield Oddity("", "arithmetic", reason)
 
 
 def _oddities(findings: Sequence[_Finding]) -> list[Oddity]:

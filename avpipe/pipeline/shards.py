@@ -84,6 +84,8 @@ class Mark:
         sha256: of its bytes, in hex.
         fingerprint: of the features in it.
         outcomes: one row for every planned clip, in planned order.
+        arithmetic: what the network ran in, which depends on the device: ``"bfloat16"``, ``"float32"``; "" if there is
+            no network, or nobody said.
 
     Raises:
         ValueError: a field is not as described.
@@ -94,6 +96,7 @@ class Mark:
     sha256: str
     fingerprint: str
     outcomes: tuple[Outcome, ...]
+    arithmetic: str = ""
 
     def __post_init__(self) -> None:
         if not _SHARD_NAME.fullmatch(self.file):
@@ -133,6 +136,7 @@ class Mark:
             "clip_ids_sha256": self.clip_ids_sha256,
             "counts": self.counts,
             "outcomes": [outcome.to_json() for outcome in self.outcomes],
+            **({"arithmetic": self.arithmetic} if self.arithmetic else {}),
         }
         write_json(folder / self.path_name, {**values, "checksum": _checksum(values)})
 
@@ -152,6 +156,7 @@ class Mark:
             mark = cls(
                 **{key: values[key] for key in ("file", "bytes", "sha256", "fingerprint")},
                 outcomes=tuple(Outcome.from_json(row) for row in values["outcomes"]),
+                arithmetic=str(values.get("arithmetic", "")),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorruptShardError(f"{path}: not a completion mark ({error}). {_REDO}") from None
@@ -179,6 +184,12 @@ def whole_marks(folder: Path) -> dict[str, Mark]:
     there = _numbered(folder, _MARK_NAME)
     found = dict(zip((path.stem for path in there), each(_whole_mark, there), strict=True))
     return {name: mark for name, mark in found.items() if mark}
+
+
+def mixture(found: Sequence[Mark]) -> str:
+    """What shards were computed in, if not all in the same: ``"3 in bfloat16, 1 in float32"``; else ""."""
+    counts = Counter(mark.arithmetic for mark in found if mark.arithmetic)
+    return ", ".join(f"{counts[kind]} in {kind}" for kind in sorted(counts)) if len(counts) > 1 else ""
 
 
 def is_done(folder: Path, plan: ShardPlan, fingerprint: str) -> bool:

@@ -92,6 +92,14 @@ def test_everything_is_told_and_every_clip_has_its_row(workspace: Workspace, tmp
         assert len(list(FeatureSet(tmp_path / name).outcomes())) == len(clips)
 
 
+def test_a_mark_says_what_the_network_ran_in(workspace: Workspace, tmp_path: Path) -> None:
+    network = Brightness("network")
+    network.spec = replace(network.spec, config={"precision": "bf16"})
+    work(workspace, setting(workspace, tmp_path, network, Brightness()))
+    assert {mark.arithmetic for mark in shards.marks(tmp_path / "network")} == {"float32"}  # the CPU's
+    assert {mark.arithmetic for mark in shards.marks(tmp_path / "brightness")} == {""}
+
+
 def test_rows_are_cut_in_batches_within_a_shard(workspace: Workspace, tmp_path: Path) -> None:
     work(workspace, setting(workspace, tmp_path, Brightness()))
     features = FeatureSet(tmp_path / "brightness")

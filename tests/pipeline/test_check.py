@@ -18,7 +18,7 @@ from avpipe.pipeline.errors import ClipError
 from avpipe.pipeline.features import Features, FeatureSpec, Segment, Segments
 from avpipe.pipeline.files import sha256
 from avpipe.pipeline.shards import Mark, ShardPlan, plan, write_spec
-from avpipe.pipeline.store import ShardWriter
+from avpipe.pipeline.store import FeatureSet, ShardWriter
 
 from .toys import CLIP_IDS, spec, write_shard
 
@@ -342,3 +342,28 @@ def test_text_is_looked_at(tmp_path: Path) -> None:
     vouch_for(tmp_path, "00000")
     (problem,) = check(tmp_path, plans, deep=True).problems
     assert "not a whole shard of text" in problem.reason
+
+
+@pytest.mark.parametrize(("kinds", "said"), [(("bfloat16", "float32", "float32"), True), (("float32",) * 3, False)])
+def test_shards_of_different_arithmetic_are_told(
+    tmp_path: Path, kinds: Sequence[str], said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_spec(tmp_path, spec())
+    plans = PLANS[:3]
+    for planned, kind in zip(plans, kinds, strict=True):
+        with ShardWriter(tmp_path, planned, spec(), arithmetic=kind) as shard:
+            for clip_id in planned.clip_ids:
+                shard.fail(clip_id, ClipError("decode", "x"))
+        assert Mark.read(tmp_path / f"{planned.name}.json").arithmetic == kind
+    report = check(tmp_path, plans)
+    assert [odd.kind for odd in report.oddities] == ["arithmetic"] * said
+    assert report.is_whole
+    FeatureSet(tmp_path)
+    assert ("1 in bfloat16, 2 in float32" in f"{caplog.text}{[str(odd) for odd in report.oddities]}") == said
+    assert ("computed on different devices" in caplog.text) == said
+
+
+def test_a_mark_that_says_nothing_of_arithmetic_is_as_before(tmp_path: Path) -> None:
+    fill(tmp_path)
+    assert "arithmetic" not in (tmp_path / "00000.json").read_text(encoding="ascii")
+    assert check(tmp_path, PLANS).oddities == ()

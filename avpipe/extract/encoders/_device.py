@@ -15,10 +15,15 @@ Precision = Literal["bf16", "float32"]
 
 def mixed_precision(device: str, precision: Precision) -> torch.autocast:
     """Context in which a network runs: bfloat16 where it is asked for and the hardware has it, else float32."""
-    kind = torch.device(device).type
+    enabled = arithmetic(device, precision) == "bfloat16"
+    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def arithmetic(device: str, precision: str) -> str:
+    """What a network that shall run in ``precision`` really runs in: ``"bfloat16"`` or ``"float32"``."""
     # Older GPUs than compute capability 8 emulate bfloat16, slowly.
-    has_bf16 = kind == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return torch.autocast(kind, dtype=torch.bfloat16, enabled=precision == "bf16" and has_bf16)
+    has_bf16 = torch.device(device).type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return "bfloat16" if precision == "bf16" and has_bf16 else "float32"
 
 
 def upload(array: npt.NDArray[Any], device: str) -> torch.Tensor:

@@ -171,8 +171,6 @@ def number_type(device: str, precision: str) -> torch.dtype:
     """
     import torch
 
-    from avpipe.extract.encoders._device import mixed_precision
+    from avpipe.extract.encoders._device import arithmetic
 
-    with mixed_precision(device, "bf16" if precision == "bf16" else "float32"):
-        enabled = torch.is_autocast_enabled(torch.device(device).type)
-    return torch.bfloat16 if enabled else torch.float32
+    return torch.bfloat16 if arithmetic(device, precision) == "bfloat16" else torch.float32

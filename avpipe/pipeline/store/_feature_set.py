@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -11,10 +12,12 @@ from typing import Any
 from avpipe.pipeline.errors import CorruptShardError, FingerprintError, StoreError
 from avpipe.pipeline.features import STATUSES, Features, Outcome, Segments
 from avpipe.pipeline.files import each
-from avpipe.pipeline.shards import Mark, marks, read_spec, size_fault
+from avpipe.pipeline.shards import Mark, marks, mixture, read_spec, size_fault
 from avpipe.pipeline.store._formats import open_reader
 from avpipe.pipeline.store._rows import Reader
 from avpipe.pipeline.store._text import TextReader
+
+log = logging.getLogger(__name__)
 
 MAX_OPEN_FILES = 64
 """Per feature set and process. Many systems allow a process 1,024 files in all."""
@@ -41,6 +44,10 @@ class FeatureSet:
         self.spec = read_spec(folder)
         self._marks = tuple(marks(folder))
         self._check()
+        if mixed := mixture(self._marks):
+            log.warning(
+                "%s: shards were computed on different devices (%s); precision=float32 avoids it", folder, mixed
+            )
         self._outcomes: dict[str, Outcome] = {}
         self._shard_of: dict[str, int] = {}
         for number, mark in enumerate(self._marks):

@@ -33,6 +33,7 @@ class ShardWriter:
         plan: the clips.
         spec: of the features.
         format: ``"hdf5"`` or ``"webdataset"``.
+        arithmetic: what the network runs in, for the mark.
 
     Raises:
         StoreError: the disk is full, the folder cannot be written, ...
@@ -42,8 +43,10 @@ class ShardWriter:
     mark: Mark
     """Once it is committed."""
 
-    def __init__(self, folder: Path, plan: ShardPlan, spec: FeatureSpec, format: str = "hdf5") -> None:
-        self.folder, self.plan, self.spec, self.format = folder, plan, spec, format
+    def __init__(
+        self, folder: Path, plan: ShardPlan, spec: FeatureSpec, format: str = "hdf5", *, arithmetic: str = ""
+    ) -> None:
+        self.folder, self.plan, self.spec, self.format, self.arithmetic = folder, plan, spec, format, arithmetic
         self._path = folder / f"{plan.name}{suffix_of(format, spec)}"
         self._planned = frozenset(plan.clip_ids)
         self._outcomes: dict[str, Outcome] = {}
@@ -104,6 +107,7 @@ class ShardWriter:
             sha256=digest,
             fingerprint=self.spec.fingerprint,
             outcomes=tuple(self._outcomes[clip_id] for clip_id in self.plan.clip_ids),
+            arithmetic=self.arithmetic,
         )
         self.mark.write(self.folder)
         for path in self._files():  # the same shard in another format
