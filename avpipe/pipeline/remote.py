@@ -24,9 +24,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from avpipe.pipeline.errors import MissingPackageError, StoreError, UsageError
+
+if TYPE_CHECKING:
+    import asyncio
 
 _BLOCK_BYTES = 16 << 20
 _LOCAL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EMFILE)
@@ -290,8 +293,18 @@ def is_remote(path: Path | RemotePath) -> bool:
 def _filesystem(protocol: str, pid: int) -> Any:
     """One for all threads of a process, with one pool of connections; a forked process needs its own."""
     import fsspec
+    from fsspec.asyn import get_loop
 
+    get_loop().set_exception_handler(_on_stray_error)
     return fsspec.filesystem(protocol, use_listings_cache=False, skip_instance_cache=True)
+
+
+def _on_stray_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Of a connection that broke, some part may notice when nobody listens to it any more. Whoever asked has been told
+    (:func:`_told`): not everybody need hear it a second time, with a traceback.
+    """
+    if not isinstance(context.get("exception"), OSError):
+        loop.default_exception_handler(context)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import hashlib
 import multiprocessing
@@ -578,3 +579,15 @@ def test_videos_of_ones_own_may_lie_there(there: Path) -> None:
 def test_nothing_is_rendered_there(there: Path) -> None:
     with pytest.raises(DataError, match=r"renders its media on this machine, not to memory://.*--media FOLDER"):
         synthetic.prepare(synthetic.Config(), media=None, annotations=None, workspace=Workspace(there))
+
+
+def test_a_connection_that_broke_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """By the error that is raised, and not by what is left of the connection as well."""
+    loop = asyncio.new_event_loop()
+    try:
+        for error in (ConnectionResetError("Cannot write to closing transport"), ValueError("a bug")):
+            remote._on_stray_error(loop, {"message": "Task exception was never retrieved", "exception": error})
+    finally:
+        loop.close()
+    assert "closing transport" not in caplog.text
+    assert "a bug" in caplog.text
