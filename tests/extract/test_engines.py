@@ -41,21 +41,26 @@ CLIPS_PER_SHARD, SHARDS = 2, 12
 
 
 class Meeting(Brightness):
-    """Slow; and when it is loaded, it waits until so many processes have loaded it: all begin together."""
+    """Slow; and it waits until so many processes have loaded it, and again until so many are at work: all begin
+    together, and each has something in hand before any is done.
+    """
 
-    def __init__(self, notes: Path, workers: int) -> None:
-        super().__init__(seconds=0.05)
+    def __init__(self, notes: Path, workers: int, seconds: float) -> None:
+        super().__init__(seconds=seconds)
         self.notes, self.workers = notes, workers
 
     def load(self, device: str) -> None:
         super().load(device)
-        (self.notes / f"worker-{os.getpid()}").touch()
-        while len(list(self.notes.glob("worker-*"))) < self.workers:
-            time.sleep(0.02)
+        self.meet("worker")
 
     def encode(self, batch: Sequence[Prepared]) -> Sequence[Encoded]:
-        (self.notes / f"at-work-{os.getpid()}").touch()
+        self.meet("at-work")
         return super().encode(batch)
+
+    def meet(self, where: str) -> None:
+        (self.notes / f"{where}-{os.getpid()}").touch()
+        while len(list(self.notes.glob(f"{where}-*"))) < self.workers:
+            time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +78,14 @@ class Job:
 
     Attributes:
         meeting: how many workers wait for one another before they begin; default: these.
+        seconds: that a batch takes, at least.
     """
 
     clips: Manifest
     folder: Path
     workers: int = 2
     meeting: int = 0
+    seconds: float = 0.05
     events: list[Event] = field(default_factory=list)
 
     def run(
@@ -92,7 +99,10 @@ class Job:
             disturb(event)
 
         self.folder.mkdir(exist_ok=True)
-        encoders = {"brightness": Meeting(self.folder, self.meeting or self.workers), "words": Describer()}
+        encoders = {
+            "brightness": Meeting(self.folder, self.meeting or self.workers, self.seconds),
+            "words": Describer(),
+        }
         setting = Setting(
             encoders=encoders,
             folders={name: self.folder / name for name in encoders},
@@ -257,7 +267,7 @@ def test_a_node_killed_in_mid_run_and_an_actor_too(
             worker.parent().send_signal(signal.SIGKILL)
 
     killed: list[Any] = []
-    job = Job(clips, tmp_path / "job")
+    job = Job(clips, tmp_path / "job", seconds=1.0)  # a node takes its time to die
     job.run(ray_engine(), disturb)
     # Where the machine is busy, Ray may learn of the node's end when the other worker has done everything.
     assert len(job.deaths) == 1 + len(killed)
