@@ -181,6 +181,7 @@ def _set_up(
     engine: str = "local",
 ) -> Extraction:
     from avpipe.data_manifests import manifest
+    from avpipe.extract.media import TextRequest
     from avpipe.extract.run import Part
     from avpipe.extract.worker import Setting
     from avpipe.pipeline.engines import ENGINES
@@ -207,7 +208,9 @@ def _set_up(
         decoders=decoders or place.cores(len(workers)),
         residency=residency,
         texts={
-            name: absolute(workspace.feature_set(dataset, name)) for name in {*_texts(workspace, dataset), *encoders}
+            encoder.request.of: absolute(workspace.feature_set(dataset, encoder.request.of))
+            for encoder in encoders.values()
+            if isinstance(encoder.request, TextRequest)
         },
     )
     return Extraction(
