@@ -25,8 +25,8 @@ import psutil
 
 from avpipe import api
 from avpipe.data_manifests import manifest
-from avpipe.extract.media import Limits
 from avpipe.pipeline.clip import Clip
+from avpipe.pipeline.limits import Limits
 from avpipe.pipeline.shards import marks
 from avpipe.pipeline.workspace import Workspace
 

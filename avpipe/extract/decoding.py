@@ -11,9 +11,10 @@ from pathlib import Path
 
 from avpipe.extract import media
 from avpipe.extract.encoder import Encoder, Prepared
-from avpipe.extract.media import AudioRequest, FrameRequest, Limits, TextRequest
+from avpipe.extract.media import AudioRequest, FrameRequest, TextRequest
 from avpipe.pipeline.clip import Clip
 from avpipe.pipeline.errors import ClipError
+from avpipe.pipeline.limits import Limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Opening one local media file safely, choosing its streams, and reading its packets from a given second on."""
+"""Reading the packets of one media file from a given second on."""
 
 from __future__ import annotations
 
@@ -8,30 +8,25 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from fractions import Fraction
-from pathlib import Path
 from typing import cast
 
 import av
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Discard, Disposition, Stream
+from av.stream import Stream
 from av.video.stream import VideoStream
 
 from avpipe.extract import bitstream
-from avpipe.extract.media import Limits
-from avpipe.pipeline.errors import ClipError
-
-FORMATS = (
-    "3g2", "3gp", "aac", "ac3", "aiff", "amr", "amrnb", "amrwb", "ape", "asf", "au", "av1", "avi", "caf", "dts",
-    "dtshd", "dv", "eac3", "flac", "flv", "gif", "gxf", "h261", "h263", "h264", "hevc", "ivf", "m4a", "m4v",
-    "matroska", "mj2", "mjpeg", "mlp", "mov", "mp3", "mp4", "mpc", "mpc8", "mpeg", "mpegts", "mpegvideo", "mxf",
-    "nut", "obu", "ogg", "rm", "swf", "tak", "truehd", "tta", "vc1", "voc", "w64", "wav", "webm", "wtv", "wv",
-    "yuv4mpegpipe",
-)  # fmt: skip
-"""The demuxers that may read a clip: single local media files. Not among them: playlists and scripts that open other
-files (hls, dash, concat, sdp), devices, pictures and text."""
+from avpipe.pipeline.limits import Limits
+from avpipe.pipeline.media_file import (
+    choose_streams,
+    codec_name,
+    frame_seconds,
+    open_container,
+    read_packets,
+    time_base,
+)
 
 SOUND_LEAD_SECONDS = 1.0
 """How long before a cut-out's start its sound is decoded: lossy codecs need what came before to settle."""
@@ -41,26 +36,6 @@ Key = tuple[int | None, int | None, int]
 
 _SEEK_BACK_SECONDS = (0.0, 4.0, 16.0, 64.0, 256.0)
 _READ_ON_SECONDS = 10.0
-_MOST_READ_ERRORS = 16
-
-
-def open_container(path: str | os.PathLike[str]) -> InputContainer:
-    """Open a media file. The one place where avpipe does so.
-
-    Raises:
-        ClipError: ``"missing_file"``, ``"open"``.
-    """
-    path = Path(path)
-    if not path.is_file():
-        what = "is no regular file" if path.exists() else "does not exist"
-        raise ClipError("missing_file", f"{path.name} {what}")
-    # The last is for the decoders that look what is in a file: nobody sees those pictures.
-    options = {"protocol_whitelist": "file", "format_whitelist": ",".join(FORMATS), "skip_loop_filter": "all"}
-    try:
-        return av.open(f"file:{path}", options=options, metadata_errors="ignore")
-    except av.FFmpegError as error:
-        why = "not of a format that avpipe reads" if isinstance(error, av.ArgumentError) else error.strerror
-        raise ClipError("open", f"{path.name} ({path.stat().st_size} bytes): {why}") from None
 
 
 @contextmanager
@@ -72,41 +47,13 @@ def open_source(path: str | os.PathLike[str], limits: Limits) -> Iterator[Source
     """
     with open_container(path) as container:
         notes: list[str] = []
-        source = Source(container, _best_video(container, notes), _best_audio(container, notes), notes=notes)
-        if not source.streams:
-            kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
-            why = "".join(f"; {note}" for note in notes)
-            raise ClipError("no_streams", f"neither video nor audio that can be decoded; streams: {kinds}{why}")
-        for stream in container.streams:
-            if stream in source.streams:
-                stream.codec_context.thread_count = 1  # the clips are what runs in parallel
-            else:
-                stream.discard = Discard.all
+        video, audio = choose_streams(container, limits.max_pixels, notes)
+        source = Source(container, video, audio, notes=notes)
         starts = [source.seconds(stream.start_time, stream) for stream in source.streams]
         source.zero_seconds = min((start for start in starts if start is not None), default=0.0)
-        if source.video:
-            context = source.video.codec_context
-            if context.width * context.height > limits.max_pixels:
-                size = f"{context.width}x{context.height}"
-                raise ClipError("too_large", f"a picture of {size} pixels; the limit is {limits.max_pixels} in all")
-            context.options = {"max_pixels": str(limits.max_pixels)}
-            source.inspect = bitstream.inspector(codec_name(source.video), context.extradata or b"")
+        if video:
+            source.inspect = bitstream.inspector(codec_name(video), video.codec_context.extradata or b"")
         yield source
-
-
-def codec_name(stream: Stream) -> str:
-    """Canonical name of a stream's codec, whichever decoder there is for it: ``"av1"``, not ``"libdav1d"``."""
-    return stream.codec_context.codec.canonical_name
-
-
-def time_base(stream: Stream) -> Fraction:
-    """The unit of a stream's time stamps, in seconds."""
-    return stream.time_base or Fraction(1, av.time_base)
-
-
-def frame_seconds(stream: VideoStream) -> float:
-    """How long a frame lasts, as far as the header says; 1/25 s where it does not."""
-    return float(1 / stream.guessed_rate) if stream.guessed_rate else 0.04
 
 
 def _frame_ticks(stream: Stream) -> float:
@@ -117,27 +64,6 @@ def _frame_ticks(stream: Stream) -> float:
 def key(packet: Packet[Stream]) -> Key:
     """What tells a packet from the others of its stream."""
     return packet.pts, packet.dts, packet.size
-
-
-def _best_video(container: InputContainer, notes: list[str]) -> VideoStream | None:
-    pictures = Disposition.attached_pic | Disposition.timed_thumbnails
-    best = container.streams.best("video")
-    for stream in dict.fromkeys((best, *container.streams.video)):
-        if isinstance(stream, VideoStream) and not stream.disposition & pictures:
-            if stream.codec_context is not None:
-                return stream
-            notes.append(f"no decoder for video stream #{stream.index}")
-    return None
-
-
-def _best_audio(container: InputContainer, notes: list[str]) -> AudioStream | None:
-    best = container.streams.best("audio")
-    for stream in dict.fromkeys((best, *container.streams.audio)):
-        if isinstance(stream, AudioStream):
-            if stream.codec_context is not None:
-                return stream
-            notes.append(f"no decoder for audio stream #{stream.index}")
-    return None
 
 
 @dataclass(slots=True)
@@ -266,22 +192,8 @@ class Source:
             yield packet
 
     def _read(self, streams: Sequence[Stream]) -> Iterator[Packet[Stream]]:
-        """Packets from the present position on. Reading goes on after an error, as long as there is something."""
-        errors = 0
-        while errors < _MOST_READ_ERRORS:
-            try:
-                for packet in self.container.demux(streams):
-                    if packet.size:  # the empty ones would flush a decoder
-                        errors = 0
-                        yield packet
-            except av.FFmpegError as error:
-                if not errors:
-                    self.notes.append(f"file damaged: {error.strerror}")
-                errors += 1
-            except IndexError:  # PyAV's, at the file's end, where streams came up that the header does not name
-                return
-            else:
-                return
+        """Packets from the present position on."""
+        return read_packets(self.container, streams, self.notes)
 
     def _read_from(self, start_seconds: float) -> Iterator[Packet[Stream]]:
         """Packets from an entry point well before ``start_seconds`` on; from the file's start if there is none."""

@@ -17,11 +17,11 @@ from avpipe.data_manifests.manifest import Manifest
 from avpipe.extract.decoding import DecodeJob, DecodeWork
 from avpipe.extract.encoder import Encoder, Prepared
 from avpipe.extract.fetch import Fetcher
-from avpipe.extract.sandbox import DecodePool
 from avpipe.extract.worker import Setting, prepare_text
 from avpipe.pipeline.errors import ClipError, DataError
 from avpipe.pipeline.features import Encoded, FeatureSpec, Outcome, Segments
 from avpipe.pipeline.remote import is_remote
+from avpipe.pipeline.sandbox import DecodePool
 
 SAMPLE = 32
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from avpipe.extract import sampling
 from avpipe.pipeline.errors import ClipError
 from avpipe.pipeline.features import Segments
+from avpipe.pipeline.limits import Limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,24 +158,6 @@ FrameSampler = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.int64]]
 """``(frame_pts_seconds (N,)) -> indices``: which frames of a clip are wanted. See ``FrameRequest``."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What one clip may cost at most.
-
-    Attributes:
-        max_pixels: of one picture; a file that declares more is refused before it is decoded.
-        max_seconds: of wall clock, held by :class:`~avpipe.extract.sandbox.DecodePool`.
-        max_bytes: of resident memory of a decoding process, held by the pool as well.
-        held_bytes: of compressed packets, and of decoded pictures, that are kept while a clip is read; beyond that
-            the file is read, or decoded, twice.
-    """
-
-    max_pixels: int = 8192 * 8192
-    max_seconds: float = 300.0
-    max_bytes: int = 4 << 30
-    held_bytes: int = 128 << 20
-
-
 def read(
     path: str | os.PathLike[str],
     *,
@@ -182,7 +165,7 @@ def read(
     audio: Mapping[str, AudioRequest],
     start_seconds: float = 0.0,
     stop_seconds: float | None = None,
-    limits: Limits = Limits(),
+    limits: Limits = Limits(),  # noqa: B008 (it is frozen)
 ) -> Media:
     """Decode what several encoders want of one clip: one opening, one pass over the file, each stream decoded once.
 

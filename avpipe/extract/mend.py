@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from avpipe.data_manifests.manifest import Manifest
 from avpipe.extract.decoding import DecodeJob, DecodeWork
 from avpipe.extract.fetch import Fetcher
-from avpipe.extract.sandbox import DecodePool
 from avpipe.extract.worker import Setting
 from avpipe.pipeline import shards
 from avpipe.pipeline.errors import ClipError, UnknownNameError
+from avpipe.pipeline.sandbox import DecodePool
 from avpipe.pipeline.shards import Mark
 
 OnProgress = Callable[[int, int], None]

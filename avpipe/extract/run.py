@@ -21,13 +21,14 @@ from pathlib import Path
 from avpipe.data_manifests.manifest import Manifest
 from avpipe.extract.decoding import DecodeJob, DecodeWork
 from avpipe.extract.encoder import Encoder
-from avpipe.extract.media import Limits, TextRequest
-from avpipe.extract.sandbox import DecodePool
+from avpipe.extract.media import TextRequest
 from avpipe.extract.worker import Setting, ShardTask, ShardWorker, prepare_text
 from avpipe.pipeline import runner, shards
 from avpipe.pipeline.errors import ClipError, DataError, StoreError, UsageError
 from avpipe.pipeline.features import Encoded, Features, Outcome, Segments
+from avpipe.pipeline.limits import Limits
 from avpipe.pipeline.runner import Event
+from avpipe.pipeline.sandbox import DecodePool
 from avpipe.pipeline.shards import Mark
 from avpipe.pipeline.store import write_spec
 

@@ -10,13 +10,11 @@ decoder left them, and everything else happens to a stretch of them at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from fractions import Fraction
-from typing import cast
 
 import av
 import numpy as np
-import numpy.typing as npt
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
@@ -26,15 +24,11 @@ from av.stream import Stream
 from avpipe.extract.demux import Source
 from avpipe.extract.media import AudioRequest, Waveform
 from avpipe.pipeline.errors import ClipError
-
-Samples = npt.NDArray[np.float32]
-Channels = Sequence[Samples]
-"""The samples of each channel, all equally long; of none at all, where there are none."""
+from avpipe.pipeline.samples import Channels, Samples, Unpacker
 
 _TOLERANCE_SECONDS = 0.02  # below a frame of any codec, above the jitter of any container
 _GAP_SECONDS = -1.0, 60.0  # beyond these, back or forth, it is the clock that jumped
 _STRETCH_SAMPLES = 1 << 15  # how much is downmixed and resampled at once
-_MOST_PLANES = 7  # that PyAV counts rightly
 
 
 class SoundReader:
@@ -65,7 +59,7 @@ class SoundReader:
         self._lines = [_Line(request, min(length, request.max_seconds or math.inf)) for request in set(requests)]
         self._limit_seconds = max((line.limit_seconds for line in self._lines), default=0.0)
         self._rate = 0  # of the first frame; all that follows is brought to it
-        self._unpacker: _Unpacker | None = None
+        self._unpacker: Unpacker | None = None
         self._next: int | None = None  # where the next sample belongs, counted from the clip's start
         self._shift = 0  # by which the clock jumped
         self._waiting: list[Channels] = []  # equally many channels each, without a gap between them ...
@@ -112,7 +106,7 @@ class SoundReader:
         if self._unpacker is None or not self._unpacker.fits(frame):
             if self._unpacker:
                 self._place(self._unpacker.flush(), None)
-            self._unpacker = _Unpacker(frame, self._rate)
+            self._unpacker = Unpacker(frame, self._rate)
         self._place(self._unpacker.unpack(frame), self._source.seconds(frame.pts, self._stream))
 
     def _place(self, channels: Channels, seconds: float | None) -> None:
@@ -156,46 +150,6 @@ class SoundReader:
         if samples.shape[1] > before:
             for line in self._lines:
                 line.add(samples[:, before:], position + before, self._rate)
-
-
-class _Unpacker:
-    """Gives the channels of decoded frames of one format, as float32 at one rate.
-
-    Most codecs decode to just that; what they give is not copied. All else goes through a resampler and a packed
-    format, even where there are only planes to be read: those of a frame with eight channels or more are not safe to
-    touch (PyAV sees one too many).
-    """
-
-    def __init__(self, frame: AudioFrame, rate: int) -> None:
-        self._format, self._is_delayed = self._of(frame), frame.sample_rate != rate
-        is_planar = frame.format.name == "fltp" and frame.layout.nb_channels <= _MOST_PLANES
-        is_ready = is_planar or frame.format.name == "flt"
-        self._resampler: AudioResampler | None = None
-        if self._is_delayed or not is_ready:
-            self._resampler = AudioResampler(format="flt", layout=frame.layout, rate=rate)
-
-    @staticmethod
-    def _of(frame: AudioFrame) -> tuple[str, str, int]:
-        return frame.format.name, frame.layout.name, frame.sample_rate
-
-    def fits(self, frame: AudioFrame) -> bool:
-        return self._of(frame) == self._format
-
-    def unpack(self, frame: AudioFrame | None) -> Channels:
-        parts = self._resampler.resample(frame) if self._resampler else [frame]
-        pieces = [_channels(part) for part in parts if part]
-        return pieces[0] if len(pieces) == 1 else [np.concatenate(piece) for piece in zip(*pieces, strict=True)]
-
-    def flush(self) -> Channels:
-        return self.unpack(None) if self._is_delayed else []
-
-
-def _channels(frame: AudioFrame) -> Channels:
-    """The channels of a float frame, uncopied."""
-    count = 1 if frame.format.is_planar else frame.layout.nb_channels
-    planes = (cast(memoryview, plane) for plane in frame.planes)  # what it can do, the stub does not know
-    packed = [np.frombuffer(plane, np.float32, frame.samples * count) for plane in planes]
-    return packed if count == 1 else list(packed[0].reshape(-1, count).T)
 
 
 class _Line:

@@ -26,10 +26,12 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from avpipe.extract import bitstream
-from avpipe.extract.demux import Source, codec_name, frame_seconds, key, time_base
-from avpipe.extract.media import Frames, FrameSampler, Limits
+from avpipe.extract.demux import Source, key
+from avpipe.extract.media import Frames, FrameSampler
 from avpipe.extract.picture import PictureMaker
 from avpipe.pipeline.errors import ClipError
+from avpipe.pipeline.limits import Limits
+from avpipe.pipeline.media_file import codec_name, frame_seconds, time_base
 
 Indices = npt.NDArray[np.int64]
 Seconds = npt.NDArray[np.float64]

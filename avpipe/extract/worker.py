@@ -34,14 +34,15 @@ from typing import Literal, Self
 from avpipe.extract.decoding import Decoded, DecodeJob, DecodeWork
 from avpipe.extract.encoder import Encoder, Prepared
 from avpipe.extract.fetch import Fetcher
-from avpipe.extract.media import Limits, Media, TextRequest
-from avpipe.extract.sandbox import DecodePool
+from avpipe.extract.media import Media, TextRequest
 from avpipe.pipeline import shards
 from avpipe.pipeline.clip import Clip
 from avpipe.pipeline.errors import AvpipeError, ClipError, SkipClip, StoreError
 from avpipe.pipeline.features import Encoded, Outcome, Segments
+from avpipe.pipeline.limits import Limits
 from avpipe.pipeline.remote import is_remote
 from avpipe.pipeline.runner import Tell
+from avpipe.pipeline.sandbox import DecodePool
 from avpipe.pipeline.shards import Mark, ShardPlan
 from avpipe.pipeline.store import ShardWriter, TextReader, open_reader
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from avpipe.extract.bitstream import DROPPABLE, ENTRY, LAYER_SHIFT, ODD, inspector
 
-from .rendering import moving, render
+from ..rendering import moving, render
 
 AVCC = bytes([1, 0x64, 0, 0x1F, 0xFF])
 HVCC = bytes([1, *[0] * 20, 3])

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import threading
-from fractions import Fraction
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
-from av.container import InputContainer
 
-from avpipe.extract import demux, media, sampling
-from avpipe.extract.media import AudioRequest, Limits, Media
+from avpipe.extract import media, sampling
+from avpipe.extract.media import AudioRequest, Media
 from avpipe.pipeline.errors import ClipError
+from avpipe.pipeline.limits import Limits
 
-from .rendering import Sound, moving, render, tone
+from ..rendering import Sound, moving, render, tone
 
 FRAMES = {"x": partial(sampling.uniform, count=8)}
 AUDIO = {"y": AudioRequest(sample_rate=16000)}
@@ -43,26 +41,6 @@ def good(tmp_path: Path) -> Path:
 def streamable(tmp_path: Path) -> Path:
     """50 frames; the header comes first, so that a part of the file is something."""
     return render(tmp_path / "streamable.mkv", moving(50), gop=50)
-
-
-@pytest.mark.parametrize("codec", ["libx264", "libx265", "libvpx-vp9", "mpeg4"])
-def test_looking_what_is_in_a_file_finds_what_a_plain_look_finds(tmp_path: Path, codec: str) -> None:
-    """The pictures that are decoded for that are not filtered; nothing that is said about the stream depends on it."""
-
-    def facts(container: InputContainer) -> list[object]:
-        stream, sound = container.streams.video[0], container.streams.audio[0]
-        context = stream.codec_context
-        return [
-            (stream.start_time, stream.duration, stream.guessed_rate, stream.average_rate, stream.sample_aspect_ratio),
-            (context.width, context.height, context.pix_fmt, context.reorder_depth, context.field_order),
-            (context.profile, context.level, context.colorspace, context.color_range, context.extradata),
-            (sound.start_time, sound.duration, sound.rate, sound.layout.name),
-        ]
-
-    sounds = [Sound(samples=tone(2), codec="libopus")]
-    path = render(tmp_path / "a.mkv", moving(50), codec=codec, sounds=sounds, pixel_aspect_ratio=Fraction(4, 3))
-    with demux.open_container(path) as ours, av.open(str(path)) as plain:
-        assert facts(ours) == facts(plain)
 
 
 # --- local media files, and nothing else -------------------------------------------------------------------------

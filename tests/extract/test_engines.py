@@ -258,7 +258,7 @@ def test_a_node_killed_in_mid_run_and_an_actor_too(
             raylet = nodes.workers[0].all_processes["raylet"][0].process
             victims.extend(psutil.Process(raylet.pid).children(recursive=True))
             assert any(process in victims for process in job.processes)  # a worker is among them
-            assert any("avpipe.extract.sandbox" in " ".join(process.cmdline()) for process in victims)
+            assert any("avpipe.pipeline.sandbox" in " ".join(process.cmdline()) for process in victims)
             nodes.cluster.remove_node(nodes.workers.pop(0), allow_graceful=False)
         elif len(job.deaths) == 1 and len(nodes.workers) == 1 and not killed:
             worker = next(process for process in job.processes if process not in victims)

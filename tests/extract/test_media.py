@@ -16,10 +16,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from avpipe.extract import bitstream, demux, media, sampling, video
-from avpipe.extract.media import AudioRequest, Frames, FrameSampler, Limits, Waveform
+from avpipe.extract.media import AudioRequest, Frames, FrameSampler, Waveform
 from avpipe.pipeline.errors import ClipError
+from avpipe.pipeline.limits import Limits
 
-from .rendering import Sound, full_decode, moving, plain, render, tone, turn
+from ..rendering import Sound, full_decode, moving, plain, render, tone, turn
 
 SOUND = AudioRequest(sample_rate=16000)
 FORMATS = {

@@ -14,7 +14,7 @@ from avpipe.extract import media
 from avpipe.extract.media import AudioRequest, Waveform
 from avpipe.pipeline.errors import ClipError
 
-from .rendering import Sound, clicks, moving, render, tone
+from ..rendering import Sound, clicks, moving, render, tone
 
 
 def listen(path: Path, rate: int = 16000, downmix: str = "mean", **options: float) -> Waveform:

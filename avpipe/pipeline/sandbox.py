@@ -32,16 +32,16 @@ from typing import Any, Generic, Self, TypeVar
 
 import psutil
 
-from avpipe.extract.media import Limits
 from avpipe.pipeline.engines.local import die_with_parent
 from avpipe.pipeline.errors import AvpipeError, ClipError
+from avpipe.pipeline.limits import Limits
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 _START_SECONDS = 300.0  # importing torch from a cold network disk takes its time
 _WATCH_SECONDS = 0.05
-_CHILD = "import sys; from avpipe.extract.sandbox import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"
+_CHILD = "import sys; from avpipe.pipeline.sandbox import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"
 _OK, _CLIP_ERROR, _USER_ERROR, _BUG = range(4)
 
 

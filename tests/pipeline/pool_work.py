@@ -87,7 +87,7 @@ class Counting:
 
 def outlive(folder: str) -> None:
     """A program that uses a pool and is killed: its children hang, and say who they are."""
-    from avpipe.extract.sandbox import DecodePool
+    from avpipe.pipeline.sandbox import DecodePool
 
     with DecodePool(Hanging(folder), processes=3) as pool:
         list(pool.map(range(3)))
