@@ -15,6 +15,7 @@ help:  ## print this
 	@echo "make demo     install, then the whole job on rendered clips: videos in, captions and scores out"
 	@echo "make test     install, then lint, types and tests"
 	@echo "make bench    install, then the benchmarks (docs/benchmarks.md says what they show); MEDIA=folder for decoding"
+	@echo "make docs     bring the README's table of datasets up to date, which is made of their cards"
 	@echo "make lint | types | unit   the parts of 'make test'"
 	@echo "make clean    remove $(VENV), $(DEMO) and caches"
 
@@ -46,6 +47,9 @@ bench: install  ## measure speed and endurance; prints ratios within one run
 	$(BIN)/python benchmarks/extract.py
 	@if [ -n "$(MEDIA)" ]; then $(BIN)/python benchmarks/decode.py --media "$(MEDIA)"; \
 	else echo "decoding: say make bench MEDIA=folder-of-videos"; fi
+
+docs: install  ## bring the tables up to date that are made of the code
+	$(BIN)/python -m avpipe.data_manifests.cards
 
 clean:
 	rm -rf $(VENV) $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis

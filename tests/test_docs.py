@@ -13,6 +13,7 @@ import typer
 
 import avpipe
 from avpipe.cli import app
+from avpipe.data_manifests.cards import BEGIN, END, filled_in, markdown
 from avpipe.data_manifests.datasets import REGISTRY as DATASETS
 from avpipe.eval.metrics import REGISTRY as METRICS
 from avpipe.extract.encoders import REGISTRY as ENCODERS
@@ -182,6 +183,18 @@ def listed(text: str, kind: str) -> list[str]:
 @pytest.mark.parametrize("kind", PARTS)
 def test_readme_lists_the_parts_there_are(kind: str) -> None:
     assert listed((ROOT / "README.md").read_text(encoding="utf-8"), kind) == PARTS[kind].names()
+
+
+def test_the_table_of_datasets_is_that_of_their_cards() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text == filled_in(text), "say: make docs"
+
+
+def test_an_old_table_of_datasets_is_found() -> None:
+    old = f"before\n{BEGIN}| old |\n{END}after\n"
+    assert filled_in(old) == f"before\n{BEGIN}{markdown()}{END}after\n"
+    with pytest.raises(ValueError, match="expected the marks <!-- datasets"):
+        filled_in("no table")
 
 
 def test_listed_parts_are_read() -> None:

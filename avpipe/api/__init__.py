@@ -7,7 +7,7 @@ training does, which scores its own captions on the validation split. ``cli`` on
 from avpipe.api.extracting import Extraction, extraction, extraction_again, mended
 from avpipe.api.features import diff_features, export_features, find_features, import_features, verify
 from avpipe.api.places import choose_dataset, choose_run, open_workspace
-from avpipe.api.preparing import clips_of, prepare
+from avpipe.api.preparing import clips_of, export_manifest, prepare
 from avpipe.api.scoring import caption, captions_of, score_files, score_run
 from avpipe.api.training import open_features, train
 
@@ -20,6 +20,7 @@ __all__ = [
     "clips_of",
     "diff_features",
     "export_features",
+    "export_manifest",
     "extraction",
     "extraction_again",
     "find_features",

@@ -10,6 +10,7 @@ from avpipe.pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
     from avpipe.data_manifests.dataset import Progress
+    from avpipe.data_manifests.exchange import Written
     from avpipe.data_manifests.manifest import Header
     from avpipe.pipeline.clip import Clip
 
@@ -21,6 +22,8 @@ def prepare(
     media: Path | None = None,
     annotations: Path | None = None,
     overrides: Sequence[str] = (),
+    probe: bool = True,
+    intersect: Path | None = None,
     clips_per_shard: int | None = None,
     progress: Progress | None = None,
 ) -> Header:
@@ -32,11 +35,13 @@ def prepare(
         media: folder of the media files.
         annotations: the annotation file or folder.
         overrides: of the module's options: ``clips.train=400``.
+        probe: look into the media files that were given: readable, how long, with sound.
+        intersect: a list of ids; only these clips.
         clips_per_shard: how the features will be sharded.
-        progress: called with (done, total) where making media takes long.
+        progress: called with (done, total) where making media, or looking into them, takes long.
 
     Returns:
-        The manifest's header: counts, and what a user should know.
+        The manifest's header: counts, ledger, and what a user should know.
     """
     from avpipe.data_manifests.manifest import CLIPS_PER_SHARD
     from avpipe.data_manifests.prepare import prepare
@@ -48,9 +53,21 @@ def prepare(
         options=override({}, overrides),
         media=media,
         annotations=annotations,
+        probe=probe,
+        intersect=intersect,
         clips_per_shard=clips_per_shard or CLIPS_PER_SHARD,
         progress=progress,
     )
+
+
+def export_manifest(
+    workspace: Workspace, dataset: str, to: Path, *, form: str = "coco", split: str | None = None
+) -> Written:
+    """Write a prepared dataset's manifest as others keep theirs; see :func:`avpipe.data_manifests.exchange.export`."""
+    from avpipe.data_manifests import manifest
+    from avpipe.data_manifests.exchange import export
+
+    return export(manifest.read(workspace.manifest(dataset)), to, form, split)
 
 
 def clips_of(workspace: Workspace, dataset: str, split: str) -> tuple[Clip, ...]:

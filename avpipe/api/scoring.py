@@ -53,16 +53,32 @@ def captions_of(workspace: Workspace, run: str, split: str) -> dict[str, str]:
 
 
 def score_run(
-    workspace: Workspace, run: str, split: str = "test", *, metrics: Sequence[str] = (), missing: Missing = "error"
+    workspace: Workspace,
+    run: str,
+    split: str = "test",
+    *,
+    metrics: Sequence[str] = (),
+    missing: Missing = "error",
+    intersect: Path | None = None,
 ) -> ScoreReport:
     """Caption one split with a run's best checkpoint and score it; written to ``scores/`` of the run.
 
     Every look at the test split is noted in the run's ``test_access.log``.
 
+    Args:
+        workspace: where the run lies.
+        run: its name.
+        split: which clips.
+        metrics: by name; default: all.
+        missing: what a clip without a caption means.
+        intersect: a list of ids: score these clips alone. The signature then names the list beside the split.
+
     Raises:
         UsageError: no such split, or none of its clips has a reference.
+        DataError: no clip is on the list.
         ScoringError: captions cannot be scored.
     """
+    from avpipe.data_manifests.subset import Subset
     from avpipe.eval import DEFAULT, score
     from avpipe.eval.metric import find_metrics
     from avpipe.pipeline.clip import SPLITS
@@ -79,17 +95,29 @@ def score_run(
         with storage_errors(log), log.open("a", encoding="utf-8") as file:
             file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} score {split} of {run}\n")
     dataset = checkpoint.read(folder / "checkpoints" / "best")[0].dataset
-    references = {clip.clip_id: clip.captions for clip in clips_of(workspace, dataset, split) if clip.captions}
-    if not references:
+    clips = [clip for clip in clips_of(workspace, dataset, split) if clip.captions]
+    if not clips:
         raise UsageError(f"the {split} split of {dataset!r} has no captions to score against")
+    name = split
+    if intersect is not None:
+        subset = Subset.read(intersect)
+        clips = [clip for clip in clips if subset.holds_id(clip.clip_id, clip.extra)]
+        subset.check()
+        name = subset.name_of(split)
+    references = {clip.clip_id: clip.captions for clip in clips}
     candidates = {clip_id: text for clip_id, text in captions.items() if clip_id in references}
-    report = score(candidates, references, metrics=metrics or DEFAULT, missing=missing, split=split)
+    report = score(candidates, references, metrics=metrics or DEFAULT, missing=missing, split=name)
     report.write(folder / "scores")
     return report
 
 
 def score_files(
-    predictions: Path | None, references: Path | None, *, metrics: Sequence[str] = (), missing: Missing = "error"
+    predictions: Path | None,
+    references: Path | None,
+    *,
+    metrics: Sequence[str] = (),
+    missing: Missing = "error",
+    intersect: Path | None = None,
 ) -> ScoreReport:
     """Score a file of predictions of any model against a file of references.
 
@@ -98,19 +126,27 @@ def score_files(
         references: COCO captions, or ``{id: [captions]}``.
         metrics: by name; default: all.
         missing: what a clip without a caption means.
+        intersect: a list of ids: score these clips alone, whatever else the files hold.
 
     Raises:
         UsageError: one of the files was not given.
         DataError: a file is not of that form.
         ScoringError: coverage is not complete.
     """
+    from avpipe.data_manifests.subset import Subset
     from avpipe.eval import DEFAULT, score
     from avpipe.eval.coco import read_references, read_results
 
     if predictions is None or references is None:
         raise UsageError("--predictions and --references go together: got only one of them")
-    found, wanted = read_results(predictions), read_references(references)
-    return score(found, wanted, metrics=metrics or DEFAULT, missing=missing, split=references.stem)
+    found, wanted, name = read_results(predictions), read_references(references), references.stem
+    if intersect is not None:
+        subset = Subset.read(intersect)
+        wanted = {clip_id: captions for clip_id, captions in wanted.items() if subset.holds_id(clip_id, {})}
+        found = {clip_id: text for clip_id, text in found.items() if clip_id in wanted}
+        subset.check()
+        name = subset.name_of(name)
+    return score(found, wanted, metrics=metrics or DEFAULT, missing=missing, split=name)
 
 
 def caption(workspace: Workspace, file: Path, run: str, *, beams: int | None = None) -> Caption:

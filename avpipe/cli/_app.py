@@ -47,6 +47,8 @@ app = typer.Typer(
 
 PLACE: Any = {"parser": place, "metavar": "PLACE"}
 """For options that take a folder of this machine or a URL."""
+IDS: Any = {**PLACE, "metavar": "IDS"}
+"""For options that take a list of ids."""
 
 WorkspaceOption = Annotated[
     Path | None,

@@ -12,22 +12,34 @@ from avpipe.cli._app import (
     WorkspaceOption,
     app,
 )
-from avpipe.pipeline.errors import UnknownNameError
+from avpipe.pipeline.errors import UnknownNameError, UsageError
 from avpipe.pipeline.workspace import Workspace
 
 
 @app.command(name="ls")
 def list_parts(
     what: Annotated[str | None, typer.Argument(help="One kind of part.", show_default="all", metavar="KIND")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Of datasets: one of them.", show_default="all", metavar="NAME")
+    ] = None,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """List encoders, datasets, fusions, decoders, metrics, recipes, and what the workspace holds."""
+    """List encoders, datasets, fusions, decoders, metrics, recipes, and what the workspace holds.
+
+    `avpipe ls datasets` shows their cards, and the ledger of those that are prepared.
+    """
     from avpipe import api
     from avpipe.console import out
     from avpipe.listing import listing
 
-    there = listing(api.open_workspace(workspace))
+    place = api.open_workspace(workspace)
+    if what == "datasets":
+        _list_datasets(place, name or "", as_json)
+        return
+    if name is not None:
+        raise UsageError(f"ls: only datasets are shown by name, got {what} {name}")
+    there = listing(place)
     if what is not None and what not in there:
         raise UnknownNameError("kind of part", what, there)
     shown = {what: there[what]} if what else there
@@ -39,6 +51,45 @@ def list_parts(
         width = max(map(len, parts), default=0)
         for part, summary in parts.items():
             out.print(f"  {part:{width}}  {summary}", markup=False)
+
+
+def _list_datasets(workspace: Workspace, name: str, as_json: bool) -> None:
+    """Each dataset's card, and what the workspace holds of it."""
+    from avpipe.cli.preparing import is_worth_showing, ledger_table
+    from avpipe.console import escape, out
+    from avpipe.data_manifests.cards import described, official
+    from avpipe.data_manifests.datasets import REGISTRY
+
+    told = described(workspace, name)
+    if as_json:
+        typer.echo(json.dumps({"datasets": told}))
+        return
+    out.print("[bold]datasets[/]")
+    for each, card in told.items():
+        out.print(f"  [bold]{escape(each)}[/]  {escape(card['summary'])}")
+        counts = official(REGISTRY.load(each).CARD)
+        per_clip = card["captions_per_clip"] or "any number"
+        facts = {
+            "official": counts and f"{counts} clips (train / val / test), captions each: {per_clip}",
+            "from": card["source"],
+            "media": card["media"],
+            "licence": card["licence"],
+            "paper": card["citation"],
+            "checked": card["checked"] and f"counts, against {card['checked']}",
+        }
+        for what, fact in facts.items():
+            if fact:
+                out.print(f"    {what:9} {fact}", markup=False)
+        prepared = card["prepared"]
+        if prepared is None:
+            out.print(f"    {'prepared':9} no", markup=False)
+        elif "damaged" in prepared:
+            out.print(f"    {'prepared':9} damaged: {prepared['damaged']}", markup=False)
+        else:
+            clips = ", ".join(f"{count:,} {split}" for split, count in prepared["clips"].items() if count)
+            out.print(f"    {'prepared':9} {clips}", markup=False)
+            if is_worth_showing(prepared["ledger"]):
+                out.print(ledger_table(prepared["ledger"]), soft_wrap=False)
 
 
 @app.command()

@@ -1,17 +1,15 @@
-"""Stage one: ``prepare``, ``extract``, ``retry``, ``verify``."""
+"""Stage one: ``extract``, ``retry``, ``verify``."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from avpipe.cli._app import (
     FAILED_CLIPS,
-    PLACE,
     DatasetOption,
     DecodersOption,
     EncodersOption,
@@ -45,47 +43,6 @@ ResidencyOption = Annotated[
     Literal["together", "turns"],
     typer.Option("--residency", help="All encoders on the device together, or one after the other, in turns."),
 ]
-
-
-@app.command()
-def prepare(
-    dataset: Annotated[
-        str, typer.Argument(metavar="DATASET", help="Name of a dataset; `avpipe ls datasets` lists them.")
-    ],
-    overrides: Annotated[list[str] | None, overrides("Options of the dataset, e.g. clips.train=400.")] = None,
-    media: MediaOption = None,
-    annotations: Annotated[
-        Path | None, typer.Option("--annotations", help="Annotation file or folder, or URL.", **PLACE)
-    ] = None,
-    clips_per_shard: Annotated[
-        int | None, typer.Option("--clips-per-shard", min=1, help="Clips in one file of features.", show_default="256")
-    ] = None,
-    workspace: WorkspaceOption = None,
-) -> None:
-    """Make the manifest of a dataset: which clips there are, and their captions."""
-    from avpipe import api
-    from avpipe.console import escape, out, show_progress
-
-    place = api.open_workspace(workspace)
-    with show_progress(f"prepare {dataset}", "files") as progress:
-        header = api.prepare(
-            place,
-            dataset,
-            media=media,
-            annotations=annotations,
-            overrides=overrides or [],
-            clips_per_shard=clips_per_shard,
-            progress=progress,
-        )
-    counts = ", ".join(
-        f"{count} {split} ({counted(header.captions[split], 'caption')})"
-        for split, count in header.clips.items()
-        if count
-    )
-    out.print(f"[bold]{escape(header.dataset)}[/]: {counts}")
-    for note in header.notes:
-        out.print(f"  {note}", markup=False)
-    out.print(f"  -> {place.manifest(header.dataset)}", markup=False)
 
 
 @app.command()

@@ -10,6 +10,7 @@ import typer
 
 from avpipe.cli._app import (
     FAILED_CLIPS,
+    IDS,
     JsonOption,
     WorkspaceOption,
     app,
@@ -34,6 +35,9 @@ def score(
         Literal["error", "empty", "drop"],
         typer.Option("--missing", help="A clip without caption: error, empty (scored as one), drop."),
     ] = "error",
+    intersect: Annotated[
+        Path | None, typer.Option("--intersect", help="Only the clips on this list of ids.", **IDS)
+    ] = None,
     percent: Annotated[bool, typer.Option("--percent", help="Times 100, as papers print.")] = False,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
@@ -46,11 +50,11 @@ def score(
     if predictions is not None or references is not None:
         if run is not None:
             raise UsageError(f"score a run or a file: got both --run {run} and --predictions or --references")
-        report = api.score_files(predictions, references, metrics=names(metrics), missing=missing)
+        report = api.score_files(predictions, references, metrics=names(metrics), missing=missing, intersect=intersect)
     else:
         place = api.open_workspace(workspace)
         run = api.choose_run(place, run)
-        report = api.score_run(place, run, split, metrics=names(metrics), missing=missing)
+        report = api.score_run(place, run, split, metrics=names(metrics), missing=missing, intersect=intersect)
     if as_json:
         typer.echo(json.dumps(report.to_json()))
     else:

@@ -1,14 +1,20 @@
-"""Caption files as users have them: COCO JSON, ``{id: captions}``, JSONL and CSV, read into one form.
+"""Caption files as users have them: COCO JSON, ``{id: captions}``, VALOR's lists, JSONL, lhotse's cuts and CSV, read
+into one form.
 
 ::
 
     .json     {"images": [{"id": 7, "file_name": "a.mp4"}], "annotations": [{"image_id": 7, "caption": "a dog barks"}]}
               {"a": ["a dog barks", "barking"]}     {"a": "a dog barks"}     [{"id": "a", "caption": "a dog barks"}]
+              [{"video_id": "a", "desc": "a dog barks"}]
     .jsonl    {"id": "a", "captions": ["a dog barks", "barking"], "split": "train"}
               {"file": "long.mp4", "id": "long-2", "start": 5, "stop": 15, "caption": "a dog barks"}
+              {"id": "a", "type": "MonoCut", "start": 0, "duration": 10, "supervisions": ...}
     .csv      id,caption,split
               a,a dog barks,train
               a,barking,train
+
+A folder in VALOR's layout holds ``txt_mapper.json`` (``{id: captions}``) and a list of ids for each split,
+``*train*id*.json`` and the like. Any of these may be gzipped (``.jsonl.gz``).
 
 A clip may be spread over several rows where each holds one ``caption``; rows with a list of ``captions`` are whole.
 """
@@ -16,10 +22,12 @@ A clip may be spread over several rows where each holds one ``caption``; rows wi
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import math
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +36,7 @@ from typing import Any
 from avpipe.pipeline.clip import SPLITS
 from avpipe.pipeline.errors import DataError, did_you_mean
 
-ID_KEYS = ("clip_id", "id", "video_id", "image_id")
+ID_KEYS = ("clip_id", "image_id", "id", "video_id")
 FILE_KEYS = ("path", "file", "file_name", "video")
 START_KEYS = ("start_seconds", "start")
 STOP_KEYS = ("stop_seconds", "stop", "end_seconds", "end")
@@ -40,6 +48,8 @@ SPLIT_NAMES = {
     "dev": "val",
     "testing": "test",
 }
+
+VALOR_CAPTIONS = "txt_mapper.json"
 
 _SHOWN = 5
 _SURROGATE = re.compile("[\\ud800-\\udfff]")  # half an emoji, as a cut JSON escape leaves it
@@ -105,9 +115,12 @@ def read_annotations(path: Path) -> list[Annotation]:
         DataError: the file cannot be read, is of no known form, or rows of it are wrong; all faults in one message.
     """
     readers = {".json": _json_rows, ".jsonl": _jsonl_rows, ".csv": _csv_rows, ".tsv": _csv_rows}
-    reader = readers.get(path.suffix.lower())
+    if path.is_dir():
+        return _valor_folder(path)
+    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
+    reader = readers.get(suffix)
     if reader is None:
-        raise DataError(f"{path}: {_FORMS}, got {path.suffix or 'a name without an extension'!r}")
+        raise DataError(f"{path}: {_FORMS}, got {suffix or 'a name without an extension'!r}")
     text = read_text(path)
     faults = Faults(path)
     found: dict[str, Annotation] = {}
@@ -119,13 +132,13 @@ def read_annotations(path: Path) -> list[Annotation]:
         before = found.get(annotation.id)
         if before is None:
             found[annotation.id] = annotation
-        elif annotation.id in whole or "captions" in row:
+        elif annotation.id in whole or _is_whole(row):
             faults.add("ids that occur twice", f"{annotation.id!r} ({where})")
         elif replace(annotation, captions=()) != replace(before, captions=()):
             faults.add("rows that contradict an earlier row of the same id", f"{annotation.id!r} ({where})")
         else:
             found[annotation.id] = replace(before, captions=before.captions + annotation.captions)
-        if "captions" in row:
+        if _is_whole(row):
             whole.add(annotation.id)
     faults.check()
     if not found:
@@ -133,16 +146,38 @@ def read_annotations(path: Path) -> list[Annotation]:
     return list(found.values())
 
 
+def _valor_folder(folder: Path) -> list[Annotation]:
+    """VALOR's layout: the captions in one file, and which clips are in which split in others."""
+    rows = read_annotations(folder / VALOR_CAPTIONS)
+    split_of: dict[str, str] = {}
+    faults = Faults(folder)
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        split = next((split for split in SPLITS if split in path.name.lower()), None)
+        if split is None or "id" not in path.name.lower() or path.suffix.lower() not in (".json", ".txt"):
+            continue
+        text = read_text(path)
+        ids = json.loads(text) if path.suffix.lower() == ".json" else text.split()
+        if not isinstance(ids, list) or not all(isinstance(each, str) for each in ids):
+            raise DataError(f"{path}: expected a list of ids")
+        for each in ids:
+            if split_of.setdefault(each, split) != split:
+                faults.add("ids in two splits", f"{each!r} ({split_of[each]} and {split})")
+    faults.check()
+    return [replace(row, split=split_of.get(row.id)) for row in rows if not split_of or row.id in split_of]
+
+
 def read_text(path: Path) -> str:
-    """A text file that a person or a download made.
+    """A text file that a person or a download made; unpacked if it is gzipped.
 
     Raises:
         DataError: it cannot be read, is not UTF-8, or is a web page.
     """
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        if path.name.endswith(".gz"):
+            data = gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise DataError(f"{path}: expected UTF-8, got UTF-16. Convert it: iconv -f UTF-16 -t UTF-8")
     try:
@@ -217,7 +252,20 @@ def _jsonl_rows(path: Path, text: str, faults: Faults) -> Iterator[Row]:
             except json.JSONDecodeError as error:
                 faults.add("lines that are not JSON", f"line {number} ({error.msg} at column {error.colno})")
                 continue
-            yield from _object(f"line {number}", row, faults)
+            yield from _object(f"line {number}", _of_cut(row, f"line {number}", faults), faults)
+
+
+def _of_cut(row: Any, where: str, faults: Faults) -> Any:
+    """A row of captions made of one of lhotse's cuts; any other row as it is."""
+    if not (isinstance(row, dict) and str(row.get("type", "")).endswith("Cut")):
+        return row
+    from avpipe.data_manifests.exchange import cut_row
+
+    try:
+        return cut_row(row)
+    except (KeyError, IndexError, TypeError, ValueError):
+        faults.add("cuts without a recording", where)
+        return {"id": row.get("id"), "captions": []}
 
 
 def _csv_rows(path: Path, text: str, faults: Faults) -> Iterator[Row]:
@@ -257,7 +305,7 @@ def _annotation(where: str, row: Mapping[str, Any], faults: Faults) -> Annotatio
     if not isinstance(key, str | int) or isinstance(key, bool) or str(key).strip() == "":
         faults.add(f"rows without any of {', '.join(ID_KEYS + FILE_KEYS)}", where)
         return None
-    captions = row.get("captions", row.get("caption"))
+    captions = row.get("captions", row.get("caption", row.get("desc")))
     captions = captions if isinstance(captions, list) else [captions]
     for caption in captions:
         if not isinstance(caption, str | None) or _SURROGATE.search(caption or ""):
@@ -275,6 +323,11 @@ def _annotation(where: str, row: Mapping[str, Any], faults: Faults) -> Annotatio
         stop_seconds=stop,
         split=_split(where, row.get("split"), faults),
     )
+
+
+def _is_whole(row: Mapping[str, Any]) -> bool:
+    """Whether a row holds all captions of its clip, and not one of several."""
+    return "captions" in row or isinstance(row.get("desc"), list)
 
 
 def _first(row: Mapping[str, Any], keys: Sequence[str]) -> Any:

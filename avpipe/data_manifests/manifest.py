@@ -68,8 +68,10 @@ class Header:
         clips: how many there are, by split.
         captions: how many there are, by split.
         ids_sha256: of the ids of all clips, in order.
-        notes: the ledger of the dataset module.
+        notes: what a user should know of the data, one sentence each.
         config: the options the dataset was prepared with.
+        ledger: official, annotated, missing, ... clips by split, as :class:`~avpipe.data_manifests.ledger.SplitLedger`
+            counts them.
         format: version of this layout.
     """
 
@@ -81,6 +83,7 @@ class Header:
     ids_sha256: str
     notes: Sequence[str] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
+    ledger: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     format: int = FORMAT
 
 
@@ -92,6 +95,7 @@ def write(
     clips_per_shard: int = CLIPS_PER_SHARD,
     notes: Sequence[str] = (),
     config: Mapping[str, Any] | None = None,
+    ledger: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Header:
     """Write a manifest and its header. The same clips give the same bytes.
 
@@ -102,6 +106,7 @@ def write(
         clips_per_shard: how many clips a shard of features will hold.
         notes: facts about the data that a user should know.
         config: the options that the dataset was prepared with.
+        ledger: what became of the official clips, by split.
 
     Raises:
         DataError: there are no clips, two datasets are mixed, or an id occurs twice.
@@ -127,6 +132,7 @@ def write(
         ids_sha256=_ids_sha256(clip.clip_id for clip in clips),
         notes=tuple(notes),
         config=dict(config or {}),
+        ledger=dict(ledger or {}),
     )
     with atomic_write(path) as aside:
         aside.write_bytes(gzip.compress(rows, compresslevel=6, mtime=0))

@@ -132,6 +132,8 @@ def test_everything_is_listed(avpipe: Avpipe, trained: Workspace) -> None:
     for kind, parts in listed.items():
         said = avpipe("ls", kind, "-w", trained.root)
         assert said.out.splitlines()[0].startswith(kind)
+        if kind == "datasets":  # their cards: test_preparing.py
+            continue
         assert len(said.out.splitlines()) == 1 + len(parts)  # one line each, however long
 
 
@@ -219,7 +221,7 @@ def test_a_run_and_a_file_are_not_scored_at_once(avpipe: Avpipe, tmp_path: Path)
 
 # -- the frame: help, usage, interruption ------------------------------------------------------------------------------
 
-COMMANDS = ("prepare", "extract", "retry", "verify", "train", "score", "caption", "ls", "doctor", "demo")
+COMMANDS = ("prepare", "extract", "retry", "verify", "train", "score", "caption", "ls", "doctor", "demo", "manifest")
 GROUPED = ("features diff", "features export", "features import")
 
 
@@ -280,7 +282,7 @@ def test_an_interrupted_command_says_that_it_can_go_on(
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
-        ("prepare syntetic", 2, "unknown dataset 'syntetic' (did you mean 'synthetic'?); known: folder, synthetic"),
+        ("prepare syntetic", 2, "unknown dataset 'syntetic' (did you mean 'synthetic'?); known: activitynet_captions, audiocaps, bddx"),
         ("prepare synthetic clip.train=4", 2, "clip: unknown key (did you mean 'clips'?)"),
         ("extract -r baselin", 2, "unknown extraction recipe 'baselin' (did you mean 'baseline'?)"),
         ("extract -r gone.yaml", 2, "gone.yaml: 1 fault\n  - cannot be read"),

@@ -1,9 +1,8 @@
 """Your own data: a folder of videos and a file of captions.
 
-Source: yours. The caption file is COCO JSON, ``{id: captions}``, JSONL or CSV (:mod:`avpipe.data_manifests.annotations`
-shows each). An id is found among the videos by its path below the folder, with or without extension, or by its bare
-name where only one video has it. ``prepare`` looks at the names of the files alone; whether they can be decoded is for
-``extract`` to say, clip by clip. For example, with ``captions.csv``::
+Source: yours. The caption file is COCO JSON, ``{id: captions}``, VALOR's list, JSONL, lhotse's cuts or CSV
+(:mod:`avpipe.data_manifests.annotations` shows each). An id is found among the videos by its path below the folder,
+with or without extension, or by its bare name where only one video has it. For example, with ``captions.csv``::
 
     id,caption,split
     kitchen/a,a woman chops an onion,train
@@ -17,58 +16,29 @@ and ``videos/kitchen/a.mp4``, a row of the manifest is::
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from avpipe.data_manifests.annotations import Annotation, Faults, read_annotations, tidy
+from avpipe.data_manifests.annotations import VALOR_CAPTIONS, Annotation, Faults, read_annotations, tidy
 from avpipe.data_manifests.dataset import Card, Prepared, Progress
 from avpipe.data_manifests.datasets import REGISTRY
+from avpipe.data_manifests.media_files import Files
+from avpipe.data_manifests.naming import Ratios, draw_split, safe_id
 from avpipe.pipeline.clip import SPLITS, Clip
 from avpipe.pipeline.config import Config as BaseConfig
 from avpipe.pipeline.errors import DataError
-from avpipe.pipeline.remote import RemotePath
 from avpipe.pipeline.workspace import Workspace
 
 NAME = "folder"
 
-# fmt: off
-MEDIA_SUFFIXES = frozenset((
-    ".3g2", ".3gp", ".aac", ".aiff", ".asf", ".avi", ".f4v", ".flac", ".flv", ".gif", ".m2ts", ".m4a", ".m4v", ".mkv",
-    ".mov", ".mp2", ".mp3", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".oga", ".ogg", ".ogv", ".opus", ".ts", ".vob",
-    ".wav", ".webm", ".wma", ".wmv",
-))
-# fmt: on
-"""What counts as a video or a sound where the caption file does not name a file with its extension."""
-
 CARD = Card(
     summary="Your own data: a folder of videos and a file of captions.",
-    source="yours: --media FOLDER --annotations captions.json (or .jsonl, .csv)",
+    source="yours: --media FOLDER --annotations captions.json (or .jsonl, .csv, VALOR's folder)",
     licence="yours",
 )
-
-
-class Ratios(BaseConfig):
-    """Sizes of the splits to one another, where the caption file gives none."""
-
-    train: float = Field(0.8, ge=0)
-    """Clips to learn from."""
-    val: float = Field(0.1, ge=0)
-    """Clips to choose a model by."""
-    test: float = Field(0.1, ge=0)
-    """Clips to score."""
-
-    @model_validator(mode="after")
-    def _not_all_zero(self) -> Ratios:
-        if self.train + self.val + self.test <= 0:
-            raise ValueError("expected at least one ratio above 0")
-        return self
 
 
 class Config(BaseConfig):
@@ -111,8 +81,11 @@ def prepare(
         )
     if not media.is_dir():
         raise DataError(f"--media: expected a folder of videos, got {media}, {_what_is(media)}")
-    if not annotations.is_file():
-        raise DataError(f"--annotations: expected a file of captions, got {annotations}, {_what_is(annotations)}")
+    if not (annotations.is_file() or (annotations / VALOR_CAPTIONS).is_file()):
+        lacks = f" without {VALOR_CAPTIONS}" if annotations.is_dir() else ""
+        raise DataError(
+            f"--annotations: expected a file of captions, got {annotations}, {_what_is(annotations)}{lacks}"
+        )
     files = Files.below(media)
     if not files.paths:
         raise DataError(f"--media: expected videos below {media}, got none")
@@ -125,92 +98,6 @@ def prepare(
     if not clips:
         raise DataError(f"{annotations}: none of its ids has a file below {media} and a caption")
     return Prepared(clips=tuple(clips), media_root=media, notes=matcher.notes(clips, given))
-
-
-@dataclass(frozen=True, slots=True)
-class Files:
-    """The files below a media folder, found by name.
-
-    Attributes:
-        paths: relative to the folder, sorted; ``/`` as separator.
-        by_name: paths by every name that a caption file may call them by: with and without folders and extension.
-    """
-
-    paths: tuple[str, ...]
-    by_name: dict[str, list[str]] = field(repr=False)
-
-    @classmethod
-    def below(cls, root: Path) -> Files:
-        """List the files in a folder and its sub-folders; hidden ones are left out.
-
-        Raises:
-            DataError: a folder cannot be read.
-            StoreError: the remote storage that it is in does not answer, ...
-        """
-        if isinstance(root, RemotePath):
-            return cls._of([path for path in root.files_below() if not any(map(_is_hidden, path.split("/")))])
-
-        def unreadable(error: OSError) -> None:
-            raise DataError(f"--media: {error.filename} cannot be read: {error.strerror}")
-
-        paths: list[str] = []
-        seen: set[tuple[int, int]] = set()
-        for folder, folders, names in os.walk(root, onerror=unreadable, followlinks=True):
-            status = Path(folder).stat()
-            if (status.st_dev, status.st_ino) in seen:  # a link that leads back up
-                folders.clear()
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            folders[:] = [name for name in folders if not _is_hidden(name)]
-            below = Path(folder).relative_to(root)
-            paths += [(below / name).as_posix() for name in names if not _is_hidden(name)]
-        return cls._of(paths)
-
-    @classmethod
-    def _of(cls, paths: Sequence[str]) -> Files:
-        by_name: dict[str, list[str]] = {}
-        for path in sorted(paths):
-            pure = PurePosixPath(path)
-            called = {path, pure.name}
-            if pure.suffix.lower() in MEDIA_SUFFIXES:
-                called |= {str(pure.with_suffix("")), pure.stem}
-            for name in called:
-                by_name.setdefault(name, []).append(path)
-        return cls(
-            tuple(path for path in sorted(paths) if PurePosixPath(path).suffix.lower() in MEDIA_SUFFIXES), by_name
-        )
-
-    def find(self, name: str) -> list[str]:
-        """The paths that a name may mean. One that names a path from the top means that path alone."""
-        name = name.removeprefix("./")
-        found = self.by_name.get(name, [])
-        exact = [path for path in found if path == name]
-        from_top = [path for path in found if str(PurePosixPath(path).with_suffix("")) == name]
-        return exact or from_top or found
-
-
-def draw_split(key: str, ratios: Ratios, seed: int) -> str:
-    """A split drawn for a key; it depends on nothing else, so clips that are added later move no others."""
-    digest = hashlib.sha256(f"{seed}/{key}".encode("utf-8", "surrogateescape")).digest()
-    place = int.from_bytes(digest[:8], "big") / 2**64 * (ratios.train + ratios.val + ratios.test)
-    if place < ratios.train:
-        return "train"
-    return "val" if place < ratios.train + ratios.val else "test"
-
-
-def safe_id(name: str) -> str:
-    """A clip id made of an id: folders, blanks and everything else that is unsafe in a file name become ``_``.
-
-    What loses more than folders, blanks and a media file's extension gets a hash of the whole, so that names in
-    another script stay apart.
-    """
-    pure = PurePosixPath(name)
-    stem = str(pure.with_suffix("")) if pure.suffix.lower() in MEDIA_SUFFIXES else name
-    plain = re.sub(r"[/ ]", "_", stem)
-    safe = re.sub(r"^\.|[^A-Za-z0-9_+=,@.-]", "_", plain)
-    if safe == plain and len(safe) <= 200:
-        return safe
-    return f"{safe[:180]}-{hashlib.sha256(stem.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"
 
 
 class _Matcher:
@@ -268,6 +155,8 @@ class _Matcher:
 
     def _path(self, row: Annotation) -> str | None:
         found = self.files.find(row.file or row.id)
+        if not found and row.file:  # named from another folder, or of another machine
+            found = self.files.find(PurePosixPath(row.file).name)
         if len(found) > 1:
             self.faults.add("ids that several files may be meant by", f"{row.id!r} ({' or '.join(found[:3])})")
         elif not found:
@@ -294,10 +183,6 @@ class _Matcher:
         owner = self.owners.setdefault(key, name)
         if owner != name:
             self.faults.add(kind, f"{owner!r} and {name!r}")
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".")
 
 
 def _what_is(path: Path) -> str:

@@ -82,6 +82,7 @@ CARD = Card(
     source="rendered by avpipe from a seed; nothing is downloaded",
     licence="CC0-1.0, captions and media",
     official_clips={"train": 1600, "val": 160, "test": 240},
+    captions_per_clip="5",
 )
 
 

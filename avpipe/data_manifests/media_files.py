@@ -1,0 +1,264 @@
+"""The media files below a folder, and which of them an official clip is in, by all the naming habits there are.
+
+A published dataset is a list of YouTube ids with times; everybody downloads it with another script, and names the files
+as that script does. What is understood, for the clip [179 s, 189 s) of the video ``G9zN5TTuGO4``, in any sub-folder and
+any container::
+
+    G9zN5TTuGO4_000179_000189.mp4   the official name of the clip, whatever it is
+    G9zN5TTuGO4_179_189.webm        id and times, in seconds (179.000 too) or milliseconds
+    G9zN5TTuGO4_179.mkv             id and start
+    G9zN5TTuGO4.mp4                 the id alone: the whole source video, or the clip; its duration tells
+    YG9zN5TTuGO4.wav                AudioSet's habit; v_ as ActivityNet's, too
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from avpipe.data_manifests.official import Entry
+from avpipe.pipeline.errors import DataError
+from avpipe.pipeline.remote import RemotePath
+
+# fmt: off
+SOUND_SUFFIXES = frozenset((
+    ".aac", ".aiff", ".flac", ".m4a", ".mp2", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma",
+))
+MEDIA_SUFFIXES = SOUND_SUFFIXES | frozenset((
+    ".3g2", ".3gp", ".asf", ".avi", ".f4v", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
+    ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv",
+))
+# fmt: on
+"""What counts as a video or a sound where nobody names a file with its extension."""
+
+PREFIXES = ("", "Y", "v_")
+"""What some put before a YouTube id, so that no name begins with a dash: AudioSet and ActivityNet."""
+
+TIME_TOLERANCE_SECONDS = 1.0
+"""Between a time in a file's name and the official one: some round it."""
+
+_TIMES = re.compile(r"[_.-](\d{1,9}(?:\.\d+)?)(?:[_-](\d{1,9}(?:\.\d+)?))?")
+_EXACT, _TIMED, _STARTED, _BARE = range(4)
+
+Holds = Literal["clip", "source", "either"]
+"""What is in a file: the clip, the source video that the clip is cut from, or what its name does not tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The files below a media folder, found by name.
+
+    Attributes:
+        paths: relative to the folder, sorted; ``/`` as separator.
+        by_name: paths by every name that a caption file may call them by: with and without folders and extension.
+    """
+
+    paths: tuple[str, ...]
+    by_name: dict[str, list[str]] = field(repr=False)
+
+    @classmethod
+    def below(cls, root: Path) -> Files:
+        """List the files in a folder and its sub-folders; hidden ones are left out.
+
+        Raises:
+            DataError: a folder cannot be read.
+            StoreError: the remote storage that it is in does not answer, ...
+        """
+        paths = sorted(paths_below(root))
+        by_name: dict[str, list[str]] = {}
+        for path in paths:
+            pure = PurePosixPath(path)
+            called = {path, pure.name}
+            if is_media(path):
+                called |= {str(pure.with_suffix("")), pure.stem}
+            for name in called:
+                by_name.setdefault(name, []).append(path)
+        return cls(tuple(path for path in paths if is_media(path)), by_name)
+
+    def find(self, name: str) -> list[str]:
+        """The paths that a name may mean. One that names a path from the top means that path alone."""
+        name = name.removeprefix("./")
+        found = self.by_name.get(name, [])
+        exact = [path for path in found if path == name]
+        from_top = [path for path in found if str(PurePosixPath(path).with_suffix("")) == name]
+        return exact or from_top or found
+
+
+def paths_below(root: Path) -> list[str]:
+    """Every file in a folder and its sub-folders by its path from there, in no order; hidden ones are left out.
+
+    Raises:
+        DataError: a folder cannot be read.
+        StoreError: the remote storage that it is in does not answer, ...
+    """
+    if isinstance(root, RemotePath):
+        return [path for path in root.files_below() if not any(map(is_hidden, path.split("/")))]
+
+    def unreadable(error: OSError) -> None:
+        raise DataError(f"--media: {error.filename} cannot be read: {error.strerror}")
+
+    paths: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    for folder, folders, names in os.walk(root, onerror=unreadable, followlinks=True):
+        status = Path(folder).stat()
+        if (status.st_dev, status.st_ino) in seen:  # a link that leads back up
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        below = os.path.relpath(folder, root)
+        before = "" if below == "." else below.replace(os.sep, "/") + "/"
+        paths += [before + name for name in names if not is_hidden(name)]
+    return paths
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is nobody's business."""
+    return name.startswith(".")
+
+
+def is_media(path: str) -> bool:
+    """Whether a file's extension is one of a video or a sound."""
+    return posixpath.splitext(path)[1].lower() in MEDIA_SUFFIXES
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The file that an official clip is in.
+
+    Attributes:
+        path: from the media folder.
+        holds: what is in the file.
+        others: how many other files would have done.
+    """
+
+    path: str
+    holds: Holds
+    others: int = 0
+
+
+def match(entries: Sequence[Entry], paths: Iterable[str], bare: Holds) -> list[Match | None]:
+    """Find the file of each official clip.
+
+    Of several, the one is taken that says most (the clip's own name before id and times, these before the bare id), a
+    video before a sound, the one nearest to the top, the first by name.
+
+    Args:
+        entries: the official clips.
+        paths: of all files below the media folder; those that are no media are passed over.
+        bare: what a file holds that is named by the id of its video alone.
+
+    Returns:
+        For each entry its match; ``None``: there is none.
+    """
+    by_name: dict[str, list[int]] = {}
+    by_video: dict[str, list[int]] = {}
+    for index, entry in enumerate(entries):
+        for name in (entry.source_id, *entry.names):
+            by_name.setdefault(_plain(name), []).append(index)
+        if entry.video:
+            by_video.setdefault(entry.video, []).append(index)
+    lengths = sorted({len(video) for video in by_video}, reverse=True)
+    found: dict[int, list[tuple[tuple[int, float, bool, int, str], Holds]]] = {}
+    for path in paths:
+        if not is_media(path):
+            continue
+        stem, suffix = posixpath.splitext(path)
+        called = stem.rpartition("/")[2]
+        look = (suffix.lower() in SOUND_SUFFIXES, path.count("/"), path)
+        for index in {*by_name.get(stem, ()), *by_name.get(called, ())}:
+            found.setdefault(index, []).append(((_EXACT, 0.0, *look), "clip"))
+        for video, tail in _videos(called, by_video, lengths):
+            if not tail:
+                for index in by_video[video]:
+                    holds: Holds = bare if entries[index].span else "clip"
+                    found.setdefault(index, []).append(((_BARE, 0.0, *look), holds))
+            elif times := _TIMES.fullmatch(tail):
+                for index in by_video[video]:
+                    if rank := _fits(entries[index].span, times):
+                        found.setdefault(index, []).append(((*rank, *look), "clip"))
+    matches = [_best(found.get(index)) for index in range(len(entries))]
+    return _settle_shared(entries, matches)
+
+
+def _best(candidates: list[tuple[tuple[int, float, bool, int, str], Holds]] | None) -> Match | None:
+    if not candidates:
+        return None
+    (*_, path), holds = min(candidates)
+    return Match(path, holds, len({key[-1] for key, _ in candidates}) - 1)
+
+
+def _settle_shared(entries: Sequence[Entry], matches: list[Match | None]) -> list[Match | None]:
+    """A file that two different clips are in is no single clip: it is the video that both are cut from."""
+    spans: dict[str, set[tuple[float, float | None]]] = {}
+    for entry, each in zip(entries, matches, strict=True):
+        if each and each.holds == "either" and entry.span:
+            spans.setdefault(each.path, set()).add(entry.span)
+    return [
+        Match(each.path, "source", each.others)
+        if each and each.holds == "either" and len(spans.get(each.path, ())) > 1
+        else each
+        for each in matches
+    ]
+
+
+def _plain(name: str) -> str:
+    """An official name without the extension of a media file, which may be another here."""
+    return posixpath.splitext(name)[0] if is_media(name) else name
+
+
+def _videos(stem: str, known: Mapping[str, object], lengths: Sequence[int]) -> Iterable[tuple[str, str]]:
+    """The known videos that a file's name may begin with, each with what follows it."""
+    for prefix in PREFIXES:
+        if stem.startswith(prefix):
+            rest = stem[len(prefix) :]
+            for length in lengths:
+                if rest[:length] in known:
+                    yield rest[:length], rest[length:]
+
+
+def _fits(span: tuple[float, float | None] | None, times: re.Match[str]) -> tuple[int, float] | None:
+    """How well the times in a file's name are those of a clip; ``None``: they are not."""
+    if span is None:
+        return None
+    start, stop = float(times[1]), float(times[2]) if times[2] else None
+    best: tuple[int, float] | None = None
+    for unit in (1.0, 1000.0):
+        off = abs(start / unit - span[0])
+        if off > TIME_TOLERANCE_SECONDS:
+            continue
+        rank = (_STARTED, off)
+        if stop is not None and span[1] is not None:
+            late = stop / unit - span[1]
+            if late > TIME_TOLERANCE_SECONDS or stop <= start:
+                continue
+            # A clip at the end of its video may be shorter than official, and its file named by where it ends.
+            rank = (_TIMED, max(off, -late)) if late >= -TIME_TOLERANCE_SECONDS else (_STARTED, off)
+        best = rank if best is None else min(best, rank)
+    return best
+
+
+def resolve(holds: Holds, span: tuple[float, float | None] | None, duration_seconds: float | None) -> Holds:
+    """What a file holds whose name does not tell, by how long it is.
+
+    Long enough for the clip to be cut from it: the source video. Over before the clip begins: the clip, for what is
+    named by times cannot be cut from that. In between: whichever length is nearer.
+
+    Args:
+        holds: what the name tells; kept unless it is ``"either"``.
+        span: where the clip lies in its source video, in seconds.
+        duration_seconds: of the file; ``None``: unknown, and so is the answer.
+    """
+    if holds != "either" or duration_seconds is None or span is None:
+        return "clip" if span is None else holds
+    start, stop = span
+    if duration_seconds <= start:
+        return "clip"
+    if stop is None or duration_seconds >= stop - 0.5:
+        return "source"
+    return "clip" if abs(duration_seconds - (stop - start)) <= abs(duration_seconds - stop) else "source"

@@ -1,0 +1,276 @@
+"""From the official files of a published dataset to clips: find their media, look into them, tidy, keep the ledger."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from avpipe.data_manifests.annotations import tidy
+from avpipe.data_manifests.dataset import Prepared
+from avpipe.data_manifests.ledger import MEDIA, LeftOut
+from avpipe.data_manifests.media_files import Holds, Match, is_media, match, paths_below, resolve
+from avpipe.data_manifests.naming import hashed_id, safe_id
+from avpipe.data_manifests.official import Entry, Official, PublishedConfig
+from avpipe.data_manifests.probe import Probe
+from avpipe.data_manifests.subset import Subset
+from avpipe.pipeline.clip import Clip
+from avpipe.pipeline.errors import DataError
+
+Look = Callable[[Path, Sequence[str]], Mapping[str, Probe] | None]
+"""``(media root, paths) -> what is in each``; ``None``: nobody looks."""
+
+_SHOWN = 5
+
+
+def draw(
+    dataset: str,
+    official: Official,
+    config: PublishedConfig,
+    *,
+    media: Path | None,
+    media_root: Path,
+    look: Look,
+    subset: Subset | None = None,
+) -> Prepared:
+    """Make the clips.
+
+    Args:
+        dataset: its name.
+        official: what its files say.
+        config: the options that every published dataset has.
+        media: folder of the media; ``None``: there is none (yet).
+        media_root: what paths are relative to.
+        look: looks into media files.
+        subset: the clips that are wanted; ``None``: all.
+
+    Raises:
+        DataError: no media folder was given or nothing in it fits, or what bare YouTube ids stand for cannot be told.
+    """
+    entries = _once_each(official.entries)
+    names = _ids(entries)
+    left: list[LeftOut] = []
+    wanted: list[Entry] = []
+    for entry in entries:
+        if subset is not None and not subset.holds(names[entry.source_id], entry):
+            left.append(LeftOut(clip_id=names[entry.source_id], split=entry.split, reason="not_listed"))
+        elif entry.fault:
+            left.append(LeftOut(clip_id=names[entry.source_id], split=entry.split, reason="faulty", detail=entry.fault))
+        else:
+            wanted.append(entry)
+    if subset is not None:
+        subset.check()
+    bare: Holds = "source" if official.segments else "either"
+    if config.bare_names != "auto":
+        bare = "source" if config.bare_names == "source" else "clip"
+    matches = match(wanted, paths_below(media), bare) if media else [None] * len(wanted)
+    if media and not any(matches):
+        raise DataError(_nothing_fits(dataset, media, wanted))
+    probes = look(media_root, sorted({each.path for each in matches if each})) if media else {}
+    _check_told(dataset, matches, probes)
+    words = _Words()
+    clips = []
+    for entry, each in zip(wanted, matches, strict=True):
+        clip_id = names[entry.source_id]
+        captions = words.tidied(entry.captions)
+        if not captions:
+            left.append(LeftOut(clip_id=clip_id, split=entry.split, reason="faulty", detail="no caption"))
+        elif each is None and config.include != "all":
+            left.append(LeftOut(clip_id=clip_id, split=entry.split, reason="missing"))
+        else:
+            found = each or _to_come(entry, segments=official.segments)
+            made = _clip(dataset, clip_id, entry, found, probes, captions, is_here=each is not None)
+            unreadable = made.extra.get(MEDIA, {}).get("unreadable", "")
+            if unreadable and config.include == "readable":
+                left.append(LeftOut(clip_id=clip_id, split=entry.split, reason="unreadable", detail=unreadable))
+            else:
+                clips.append(made)
+    notes = [*official.notes, *words.notes(), *_media_notes(clips, matches), *_leaks(clips)]
+    return Prepared(
+        clips=tuple(clips),
+        media_root=media_root,
+        notes=tuple(notes),
+        left_out=tuple(left),
+        official_clips=dict(official.counts),
+    )
+
+
+def _clip(
+    dataset: str,
+    clip_id: str,
+    entry: Entry,
+    found: Match,
+    probes: Mapping[str, Probe] | None,
+    captions: tuple[str, ...],
+    *,
+    is_here: bool,
+) -> Clip:
+    probe = (probes or {}).get(found.path) if is_here else None
+    holds = resolve(found.holds, entry.span, probe.duration_seconds if probe else None)
+    start, stop = entry.span if entry.span and holds == "source" else (0.0, None)
+    extra: dict[str, Any] = {} if clip_id == entry.source_id else {"id": entry.source_id}
+    if entry.video:
+        extra["video"] = entry.video
+    if entry.span and holds != "source":
+        extra["source_seconds"] = list(entry.span)
+    extra |= entry.extra
+    if probe:
+        extra[MEDIA] = facts(probe, start, stop)
+    elif not is_here:
+        extra[MEDIA] = {"missing": True}
+    return Clip(
+        clip_id=clip_id,
+        dataset=dataset,
+        path=found.path,
+        split=entry.split,
+        captions=captions,
+        start_seconds=start,
+        stop_seconds=stop,
+        extra=extra,
+    )
+
+
+def facts(probe: Probe, start_seconds: float, stop_seconds: float | None) -> dict[str, Any]:
+    """What looking into a file tells of a clip in it, as it stands in the manifest.
+
+    ``duration_seconds`` is the clip's, ``file_seconds`` that of the file which it is a part of. Everything else is of
+    the whole file: of a part of a longer video, ``has_audio`` and ``is_silent`` say less.
+    """
+    if not probe.is_readable:
+        return {"unreadable": f"{probe.error_type}: {probe.error_message}"}
+    told: dict[str, Any] = {}
+    if probe.duration_seconds is not None:
+        if probe.duration_seconds <= start_seconds:
+            return {"unreadable": f"empty: the clip starts at {start_seconds:g} s, the file ends at "
+                                  f"{probe.duration_seconds:.3f} s"}  # fmt: skip
+        end = probe.duration_seconds if stop_seconds is None else min(stop_seconds, probe.duration_seconds)
+        told["duration_seconds"] = round(end - start_seconds, 3)
+        if start_seconds or stop_seconds is not None:
+            told["file_seconds"] = round(probe.duration_seconds, 3)
+    told["has_video"], told["has_audio"] = probe.has_video, probe.has_audio
+    if probe.audio is not None and probe.has_audio:
+        told |= {"sample_rate": probe.audio.sample_rate, "channels": probe.audio.channels}
+    if probe.is_silent is not None:
+        told["is_silent"] = probe.is_silent
+    return told
+
+
+def _to_come(entry: Entry, *, segments: bool) -> Match:
+    """The file that a clip is looked for in that is not there yet."""
+    if segments:
+        return Match(f"{entry.video}.mp4", "source")
+    return Match(entry.source_id if is_media(entry.source_id) else f"{entry.source_id}.mp4", "clip")
+
+
+def _once_each(entries: Sequence[Entry]) -> list[Entry]:
+    """The entries, of which none is in two splits: what is in the test split must not be learnt from."""
+    splits: dict[str, set[str]] = defaultdict(set)
+    for entry in entries:
+        splits[entry.source_id].add(entry.split)
+    kept: list[Entry] = []
+    seen: set[tuple[str, str]] = set()
+    for entry in entries:
+        own = max(splits[entry.source_id], key=("train", "val", "test").index)
+        key = (entry.source_id, entry.split)
+        if own == entry.split and key not in seen:
+            kept.append(entry)
+        else:
+            why = f"it is in the {own} split" if own != entry.split else "it is there already"
+            kept.append(_replaced(entry, why))
+        seen.add(key)
+    return kept
+
+
+def _replaced(entry: Entry, fault: str) -> Entry:
+    return replace(entry, source_id=f"{entry.source_id} (again, {entry.split})", fault=fault)
+
+
+def _ids(entries: Sequence[Entry]) -> dict[str, str]:
+    """A clip id for each official id; official ids that differ only in what is unsafe in file names stay apart."""
+    ids: dict[str, str] = {}
+    taken: set[str] = set()
+    for entry in entries:
+        safe = safe_id(entry.source_id)
+        if safe in taken:
+            safe = hashed_id(safe, entry.source_id)
+        taken.add(safe)
+        ids[entry.source_id] = safe
+    return ids
+
+
+class _Words:
+    """Tidies captions, and counts what was not tidy."""
+
+    def __init__(self) -> None:
+        self._seen: Counter[str] = Counter()
+
+    def tidied(self, captions: Sequence[str]) -> tuple[str, ...]:
+        """Captions on one line each, without those in which no word is left."""
+        tidy_ones = [tidy(caption) for caption in captions]
+        kept = tuple(caption for caption in tidy_ones if caption)
+        self._seen["tidied"] += sum(new not in ("", old) for new, old in zip(tidy_ones, captions, strict=True))
+        self._seen["empty"] += len(captions) - len(kept)
+        self._seen["twice"] += len(kept) - len(set(kept))
+        self._seen["foreign"] += sum(not caption.isascii() for caption in kept)
+        return kept
+
+    def notes(self) -> list[str]:
+        said = {
+            "tidied": "captions with line breaks, surplus or surrounding blanks, made single blanks",
+            "empty": "empty captions, left out",
+            "twice": "captions that say word for word what another one of their clip says, kept",
+            "foreign": "captions with letters beyond ASCII, kept",
+        }
+        return [f"{words}: {self._seen[what]:,}" for what, words in said.items() if self._seen[what]]
+
+
+def _media_notes(clips: Sequence[Clip], matches: Sequence[Match | None]) -> list[str]:
+    notes = []
+    several = sum(bool(each and each.others) for each in matches)
+    if several:
+        notes.append(f"clips with several files, of which the first by name and times was taken: {several:,}")
+    if cut := [clip.path for clip in clips if clip.stop_seconds is not None]:
+        notes.append(f"clips that are cut out of longer files: {len(cut):,}, of {len(set(cut)):,} files")
+    return notes
+
+
+def _leaks(clips: Sequence[Clip]) -> list[str]:
+    """Source videos of which parts are in different splits."""
+    splits: dict[str, set[str]] = defaultdict(set)
+    for clip in clips:
+        if video := clip.extra.get("video"):
+            splits[video].add(clip.split)
+    across = sorted(video for video, its in splits.items() if len(its) > 1)
+    if not across:
+        return []
+    shown = ", ".join(across[:_SHOWN]) + (", ..." if len(across) > _SHOWN else "")
+    return [f"source videos with clips in more than one split: {len(across):,} ({shown})"]
+
+
+def _check_told(dataset: str, matches: Sequence[Match | None], probes: Mapping[str, Probe] | None) -> None:
+    """Raise where it cannot be told what a file named by a bare id holds."""
+    open_ones = [each.path for each in matches if each and each.holds == "either"]
+    if probes is None and open_ones:
+        raise DataError(
+            f"{dataset}: {len(open_ones):,} files are named by a YouTube id alone ({', '.join(open_ones[:3])}, ...); "
+            f"only their duration tells whether they hold whole videos or clips. Leave --no-probe away, or say it: "
+            f"bare_names=source or bare_names=clip"
+        )
+
+
+def _nothing_fits(dataset: str, media: Path, entries: Sequence[Entry]) -> str:
+    names = [f"{name}.mp4" if not is_media(name) else name for name in _examples(entries)]
+    there = [path for path in sorted(paths_below(media)) if is_media(path)][:3]
+    return (
+        f"--media: none of the {len(entries):,} clips of {dataset} has a file below {media}. Looked for names like "
+        f"{', '.join(names)}, in any sub-folder and container; there is {', '.join(there) or 'no video or sound'}"
+    )
+
+
+def _examples(entries: Sequence[Entry]) -> list[str]:
+    if not entries:
+        return []
+    first = entries[0]
+    return list(dict.fromkeys(name for name in (first.source_id, *first.names, first.video) if name))[:4]

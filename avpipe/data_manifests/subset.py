@@ -1,0 +1,161 @@
+"""A published list of ids: the clips that others had, so that one can train or score on the very same ones."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from avpipe.data_manifests.annotations import FILE_KEYS, SPLIT_NAMES, read_text
+from avpipe.data_manifests.naming import safe_id
+from avpipe.pipeline.errors import DataError
+
+if TYPE_CHECKING:
+    from avpipe.data_manifests.official import Entry
+
+_FORM = (
+    "expected ids: one a line, a JSON list, {split: [ids]}, rows with an 'id' or 'video_id' (JSON or CSV), or COCO "
+    "captions"
+)
+_KEYS = ("clip_id", "videoID", "video_id", "image_id", "youtube_id", "id", "key", *FILE_KEYS)
+"""Which key of a row is its clip's; ``id`` comes late, for in a row that has an ``image_id`` it is the caption's."""
+
+
+@dataclass(slots=True)
+class Subset:
+    """Ids that somebody published.
+
+    Attributes:
+        path: of the file.
+        ids: as they stand there, without the extension of a media file.
+        used: those that were found to be clips.
+    """
+
+    path: Path
+    ids: frozenset[str]
+    used: set[str] = field(default_factory=set)
+
+    @classmethod
+    def read(cls, path: Path) -> Subset:
+        """Read a list of ids.
+
+        Raises:
+            DataError: the file cannot be read or holds none.
+        """
+        ids = frozenset(map(plain, ids_in(path.name, read_text(path), str(path))))
+        if not ids:
+            raise DataError(f"{path}: {_FORM}; got none")
+        return cls(path, ids)
+
+    @property
+    def sha256(self) -> str:
+        """Of the sorted ids."""
+        return hashlib.sha256("\n".join(sorted(self.ids)).encode("utf-8", "backslashreplace")).hexdigest()
+
+    def holds(self, clip_id: str, entry: Entry) -> bool:
+        """Whether a clip is listed: by its id, an official name, or the id of its video."""
+        found = self.ids.intersection(map(plain, (clip_id, entry.source_id, *entry.names, entry.video)))
+        self.used |= found
+        return bool(found)
+
+    def holds_id(self, clip_id: str, extra: Mapping[str, Any]) -> bool:
+        """The same of a clip of a manifest."""
+        found = self.ids.intersection(map(plain, (clip_id, str(extra.get("id", "")), str(extra.get("video", "")))))
+        self.used |= found
+        return bool(found)
+
+    def check(self) -> None:
+        """Say so where the list is of something else.
+
+        Raises:
+            DataError: none of its ids was a clip's.
+        """
+        if not self.used:
+            raise DataError(
+                f"{self.path}: none of its {len(self.ids):,} ids is one of a clip, for example {min(self.ids)!r}. "
+                f"{_FORM}"
+            )
+
+    def name_of(self, split: str) -> str:
+        """What a split is called of which only these clips are meant: ``test-within-latest``. Safe as a file name."""
+        return f"{split}-within-{safe_id(self.path.name.partition('.')[0])}"
+
+    @property
+    def note(self) -> str:
+        """How much of the list was found."""
+        return f"{len(self.used):,} of the {len(self.ids):,} ids in {self.path.name} are clips here"
+
+
+def plain(name: str) -> str:
+    """An id without the extension of a media file."""
+    from avpipe.data_manifests.media_files import is_media
+
+    return name.rpartition(".")[0] if is_media(name) else name
+
+
+def ids_in(name: str, text: str, where: str, split: str = "") -> list[str]:
+    """The ids in a file, whatever its form.
+
+    Args:
+        name: of the file; its ending tells the form.
+        text: its content.
+        where: it lies, for messages.
+        split: only the ids under this key, of a file that has one for each split; none where it has not.
+
+    Raises:
+        DataError: it is of no form that holds ids.
+    """
+    ending = name.rpartition(".")[2].lower()
+    if ending == "json":
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{where}: {_FORM}; got no JSON: {error}") from None
+        if split:
+            values = (
+                next((values[key] for key in _spellings(split) if key in values), [])
+                if isinstance(values, dict)
+                else []
+            )
+        return _from_json(where, values)
+    if split:
+        return []
+    if ending == "jsonl":
+        return _from_json(where, [json.loads(line) for line in text.splitlines() if line.strip()])
+    if ending in ("csv", "tsv"):
+        header = text.split("\n", 1)[0]
+        lines = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
+        key = next((name for name in _KEYS if name in (lines.fieldnames or ())), None)
+        if key is None:
+            raise DataError(f"{where}: {_FORM}; got the columns {', '.join(lines.fieldnames or ['none'])}")
+        return [row[key].strip() for row in lines]
+    return [line.split()[0].strip(",\"'") for line in text.splitlines() if line.strip()]
+
+
+def _spellings(split: str) -> list[str]:
+    return [split, *(other for other, own in SPLIT_NAMES.items() if own == split)]
+
+
+def _from_json(where: str, values: Any) -> list[str]:
+    if isinstance(values, dict) and isinstance(values.get("images"), list):
+        values = values["images"]
+    if isinstance(values, dict):
+        # {split: [ids]} looks like {id: [captions]}; captions have blanks in them, ids have none.
+        lists = [value for value in values.values() if isinstance(value, list)]
+        texts = [str(each) for value in lists for each in value if isinstance(each, str | int)]
+        is_by_split = texts and len(lists) == len(values) and not any(" " in each for each in texts)
+        return texts if is_by_split else list(map(str, values))
+    if not isinstance(values, list):
+        raise DataError(f"{where}: {_FORM}; got {type(values).__name__}")
+    found = []
+    for number, row in enumerate(values):
+        value = next((row[key] for key in _KEYS if key in row), None) if isinstance(row, Mapping) else row
+        if not isinstance(value, str | int) or isinstance(value, bool):
+            raise DataError(f"{where}: {_FORM}; got {row!r:.80} at row {number}")
+        found.append(str(value))
+    return found
