@@ -2,7 +2,7 @@
 
 Pictures are not decoded, and sound only up to the first sample that can be heard; so the usual file costs its opening
 and a few packets. Files are looked at in processes that may die (:mod:`avpipe.pipeline.sandbox`), some files a message,
-because a message costs as much as a quarter of a file does.
+because a message costs a fifth of what a look does.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import math
 import stat
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -31,7 +31,7 @@ SILENCE_DBFS = -60.0
 """Sound of which no sample is louder is silence: digital zeros, dither, the hiss of an input that nobody plugged in."""
 
 LIMITS = Limits(max_seconds=120.0, max_bytes=2 << 30)
-"""On one file. Two minutes are enough to listen to a whole day of silence."""
+"""On one file. Two minutes are enough to listen to hours of silence."""
 
 _FORMAT = 1
 """Of a row of the cache. To be raised when a probe of the same file would say something else."""
@@ -251,12 +251,13 @@ def probe_files(
             else:
                 stamps[file] = stamp
         report(len(found), total)
-        for probes in _probe_all(root, list(stamps), processes or cores(1), limits):
-            found.update(probes)
-            if journal:
-                lasting = {file: probe for file, probe in probes.items() if _is_lasting(probe, root / file)}
-                journal.append({file: {**stamps[file], "probe": probe.to_row()} for file, probe in lasting.items()})
-            report(len(found), total)
+        with closing(_probe_all(root, list(stamps), processes or cores(1), limits)) as batches:
+            for probes in batches:
+                found.update(probes)
+                if journal:
+                    lasting = {file: probe for file, probe in probes.items() if _is_lasting(probe, root / file)}
+                    journal.append({file: {**stamps[file], "probe": probe.to_row()} for file, probe in lasting.items()})
+                report(len(found), total)
     return {file: found[file] for file in files}
 
 
@@ -283,7 +284,9 @@ class Looking:
         return probes
 
 
-def _probe_all(root: Path, files: Sequence[str], processes: int, limits: Limits) -> Iterator[dict[str, Probe]]:
+def _probe_all(
+    root: Path, files: Sequence[str], processes: int, limits: Limits
+) -> Generator[dict[str, Probe], None, None]:
     """Probes of some files, a few at a time, as they come.
 
     What happens to a process costs one file its probe: the files that it had in hand are then done one by one.
