@@ -340,6 +340,21 @@ class OneByOne(probing.Looking):
         return probing.Looking(self.root, self.limits)(files[:1])
 
 
+def test_no_process_is_left_where_the_caller_stops(clip: Path, tmp_path: Path) -> None:
+    files = linked(clip, tmp_path / "root", [f"{number}.mkv" for number in range(50)])
+
+    def stop(done: int, total: int) -> None:
+        if done:
+            assert sandboxes() != []
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        probe_files(tmp_path / "root", files, cache=tmp_path / "cache", progress=stop)
+    assert sandboxes() == []  # although the error still holds all that it came through
+    assert caught.value is not None
+    assert asked(tmp_path / "root", files, tmp_path / "cache")[1] < 50
+
+
 # --- the cache ---------------------------------------------------------------------------------------------------
 
 
@@ -452,6 +467,15 @@ def test_a_run_that_is_stopped_keeps_what_was_done(clip: Path, tmp_path: Path, e
     assert count == 1000 - done
     assert found == dict.fromkeys(files, probe(clip))
     assert asked(root, files, cache) == (found, 0)
+
+
+def test_two_runs_at_once_do_no_harm(clip: Path, tmp_path: Path) -> None:
+    root, cache = tmp_path / "root", tmp_path / "cache"
+    files = linked(clip, root, [f"{number:04d}.mkv" for number in range(150)])
+    program = [sys.executable, "-m", "tests.data_manifests.probe_work", str(root), str(cache)]
+    running = [subprocess.Popen(program, cwd=Path(__file__).parents[2]) for _ in range(2)]
+    assert [process.wait(60) for process in running] == [0, 0]
+    assert asked(root, files, cache) == (dict.fromkeys(files, probe(clip)), 0)
 
 
 # --- the clips beside the project --------------------------------------------------------------------------------
