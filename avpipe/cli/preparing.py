@@ -136,16 +136,15 @@ def is_worth_showing(ledger: Mapping[str, Mapping[str, Any]]) -> bool:
 
 
 def ledger_table(ledger: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The ledger for a terminal."""
+    """The ledger for a terminal, however narrow: a row a count, a column a split."""
     from rich.table import Table
 
     from avpipe.data_manifests.ledger import shown
 
-    heading, *body = shown(ledger)
-    table = Table(box=None, pad_edge=True, header_style="dim")
-    for number, name in enumerate(heading):
-        is_text = number in (0, len(heading) - 1)
-        table.add_column(name, justify="left" if is_text else "right", no_wrap=True)
+    heading, *body = zip(*shown(ledger), strict=True)
+    table = Table(box=None, header_style="dim", padding=(0, 0, 0, 2))
+    for name in heading:
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for row in body:
         table.add_row(*row)
     return table

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import fnmatch
+import functools
 import gzip
 import io
 import os
@@ -17,8 +18,8 @@ import posixpath
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
@@ -50,7 +51,7 @@ class OfficialFile:
 
     name: str
     where: str
-    open: Callable[[], IO[bytes]] = field(repr=False)
+    open: Callable[[], AbstractContextManager[IO[bytes]]] = field(repr=False)
     card: Card = field(repr=False)
 
     def json(self, form: type[T], expected: str, mistaken: Mapping[str, str] | None = None) -> T:
@@ -268,7 +269,7 @@ class AnnotationFiles:
                 continue
             archive = self._root / path
             try:
-                with zipfile.ZipFile(_opened(archive)) as zipped:
+                with _opened(archive) as file, zipfile.ZipFile(file) as zipped:
                     members = [member for member in zipped.namelist() if _is_member(member, name)]
             except (zipfile.BadZipFile, OSError) as error:
                 raise DataError(
@@ -277,23 +278,20 @@ class AnnotationFiles:
                 ) from None
             if members:
                 member = min(members, key=lambda each: (each.count("/"), each))
-                where = f"{archive} ({member})"
-                return OfficialFile(name, where, lambda: zipfile.ZipFile(_opened(archive)).open(member), self.card)  # noqa: B023 (returned at once)
+                opened = functools.partial(_open_member, archive, member)
+                return OfficialFile(name, f"{archive} ({member})", opened, self.card)
         return None
 
     def _file(self, path: str) -> OfficialFile:
         there = self._root / path
-
-        def opened() -> IO[bytes]:
-            plain = _opened(there)
-            return gzip.open(plain) if path.endswith(".gz") else plain  # type: ignore[return-value]
-
         name = posixpath.basename(path).removesuffix(".gz")
-        return OfficialFile(name, str(there), opened, self.card)
+        return OfficialFile(name, str(there), functools.partial(_open_plain, there), self.card)
 
     def _bytes(self, path: str) -> bytes:
-        with self._file(path).open() as file:
-            return file.read()
+        try:
+            return (self._root / path).read_bytes()
+        except OSError as error:
+            raise DataError(f"{self._root / path}: cannot be read: {error.strerror}") from None
 
     def missing(self, wanted: Sequence[str], advice: str = "") -> DataError:
         """The error to raise where files are not found.
@@ -312,7 +310,7 @@ class AnnotationFiles:
         )
 
 
-@cache
+@functools.cache
 def _adapter(form: Any) -> TypeAdapter[Any]:
     return TypeAdapter(form)
 
@@ -329,7 +327,7 @@ def _json_faults(error: ValidationError, data: bytes, mistaken: Mapping[str, str
     top = _top_keys(data)
     if what := next((what for key, what in mistaken.items() if key in top), ""):
         return f"this is {what}"
-    told = "; ".join(f"{_path(fault['loc'])}: {fault['msg'][:1].lower()}{fault['msg'][1:]}" for fault in faults[:3])
+    told = "; ".join(f"{_path(fault['loc'])}{fault['msg'][:1].lower()}{fault['msg'][1:]}" for fault in faults[:3])
     more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
     keys = f" (its keys are {', '.join(map(repr, top[:5]))})" if top else ""
     return f"{told}{more}{keys}"
@@ -343,9 +341,9 @@ def _top_keys(data: bytes) -> list[str]:
 
 
 def _path(location: Sequence[int | str]) -> str:
-    """``[3].enCap[0]``; the branches of a union, which pydantic puts there too, are not told apart."""
+    """``[3].enCap[0]: ``; nothing for the file as a whole."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
-    return text or "as a whole"
+    return f"{text}: " if text else ""
 
 
 def _files_below(root: Path) -> list[str]:
@@ -377,6 +375,24 @@ def _is_named(path: str, name: str) -> bool:
 
 def _is_member(member: str, name: str) -> bool:
     return not member.endswith("/") and not _is_hidden(member) and _is_named(member, name)
+
+
+@contextmanager
+def _open_plain(path: Path) -> Iterator[IO[bytes]]:
+    """A file, unpacked if it is gzipped."""
+    with _opened(path) as file:
+        if not path.name.endswith(".gz"):
+            yield file
+            return
+        with gzip.GzipFile(fileobj=file) as unpacked:
+            yield cast(IO[bytes], unpacked)
+
+
+@contextmanager
+def _open_member(archive: Path, member: str) -> Iterator[IO[bytes]]:
+    """A file in an archive."""
+    with _opened(archive) as file, zipfile.ZipFile(file) as zipped, zipped.open(member) as unpacked:
+        yield unpacked
 
 
 def _opened(path: Path) -> IO[bytes]:

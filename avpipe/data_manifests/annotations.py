@@ -14,7 +14,7 @@ into one form.
               a,barking,train
 
 A folder in VALOR's layout holds ``txt_mapper.json`` (``{id: captions}``) and a list of ids for each split,
-``*train*id*.json`` and the like. Any of these may be gzipped (``.jsonl.gz``).
+``*train*id*.json`` and the like. All but these lists may be gzipped (``.jsonl.gz``).
 
 A clip may be spread over several rows where each holds one ``caption``; rows with a list of ``captions`` are whole.
 """
@@ -152,18 +152,26 @@ def _valor_folder(folder: Path) -> list[Annotation]:
     split_of: dict[str, str] = {}
     faults = Faults(folder)
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
-        split = next((split for split in SPLITS if split in path.name.lower()), None)
-        if split is None or "id" not in path.name.lower() or path.suffix.lower() not in (".json", ".txt"):
+        words = re.split(r"[^a-z]+", path.stem.lower())
+        split = next((SPLIT_NAMES.get(word, word) for word in words if SPLIT_NAMES.get(word, word) in SPLITS), None)
+        if not split or not {"id", "ids"}.intersection(words) or path.suffix.lower() not in (".json", ".txt"):
             continue
         text = read_text(path)
-        ids = json.loads(text) if path.suffix.lower() == ".json" else text.split()
+        try:
+            ids = json.loads(text) if path.suffix.lower() == ".json" else text.split()
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}: not JSON: {error}") from None
         if not isinstance(ids, list) or not all(isinstance(each, str) for each in ids):
             raise DataError(f"{path}: expected a list of ids")
         for each in ids:
             if split_of.setdefault(each, split) != split:
                 faults.add("ids in two splits", f"{each!r} ({split_of[each]} and {split})")
     faults.check()
-    return [replace(row, split=split_of.get(row.id)) for row in rows if not split_of or row.id in split_of]
+    if not split_of:
+        return rows
+    if not (listed := [replace(row, split=split_of[row.id]) for row in rows if row.id in split_of]):
+        raise DataError(f"{folder}: none of the ids in {VALOR_CAPTIONS} is in one of the lists of splits beside it")
+    return listed
 
 
 def read_text(path: Path) -> str:

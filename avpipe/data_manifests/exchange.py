@@ -24,6 +24,7 @@ from typing import Any
 
 from avpipe.data_manifests.ledger import MEDIA
 from avpipe.data_manifests.manifest import Manifest
+from avpipe.data_manifests.naming import safe_id
 from avpipe.pipeline.clip import SPLITS, Clip
 from avpipe.pipeline.errors import DataError, UnknownNameError
 from avpipe.pipeline.files import atomic_write
@@ -68,7 +69,11 @@ def export(manifest: Manifest, path: Path, form: str, split: str | None = None) 
     if not clips:
         raise DataError(f"{manifest.dataset} has no clips in its {split or 'three'} split{'' if split else 's'}")
     text, written, notes = FORMS[form](manifest, clips)
-    data = text.encode("utf-8")
+    try:
+        data = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        got = text[max(0, error.start - 40) : error.end + 10]
+        raise DataError(f"{path}: expected names that are UTF-8, got {got!r}. Rename the file, prepare again") from None
     with atomic_write(path) as aside:
         aside.write_bytes(gzip.compress(data, mtime=0) if path.name.endswith(".gz") else data)
     return Written(
@@ -80,6 +85,7 @@ def export(manifest: Manifest, path: Path, form: str, split: str | None = None) 
 
 
 Form = Callable[[Manifest, Sequence[Clip]], tuple[str, Sequence[Clip], Sequence[str]]]
+"""What makes the file's text of some clips, and says which of them are in it, and what could not be said."""
 
 
 def _coco(manifest: Manifest, clips: Sequence[Clip]) -> tuple[str, Sequence[Clip], Sequence[str]]:
@@ -104,7 +110,10 @@ def _valor(manifest: Manifest, clips: Sequence[Clip]) -> tuple[str, Sequence[Cli
     ]
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     cut = sum("start" in _times(clip) or "stop" in _times(clip) for clip in clips)
-    notes = [f"{cut} clips are parts of longer files: this form cannot say which"] if cut else []
+    notes = [f"clips that are parts of longer files, which this form cannot say: {cut}"] if cut else []
+    strangers = sum(safe_id(clip.path) != clip.clip_id for clip in clips)
+    notes += [f"clips whose files are called otherwise, which this form cannot say: {strangers}"] if strangers else []
+    notes += _left_out(sum(not clip.captions for clip in clips), "without a caption")
     return f"[{lines}]\n", [clip for clip in clips if clip.captions], notes
 
 
@@ -117,7 +126,7 @@ def _csv(manifest: Manifest, clips: Sequence[Clip]) -> tuple[str, Sequence[Clip]
         for caption in clip.captions:
             rows.writerow((clip.clip_id, clip.path, times.get("start", ""), times.get("stop", ""), clip.split, caption))
     silent = sum(not clip.captions for clip in clips)
-    return text.getvalue(), [clip for clip in clips if clip.captions], _left_out(silent, "have no caption")
+    return text.getvalue(), [clip for clip in clips if clip.captions], _left_out(silent, "without a caption")
 
 
 def _lhotse(manifest: Manifest, clips: Sequence[Clip]) -> tuple[str, Sequence[Clip], Sequence[str]]:
@@ -133,7 +142,7 @@ def _lhotse(manifest: Manifest, clips: Sequence[Clip]) -> tuple[str, Sequence[Cl
             f"{manifest.dataset}: it is not known of any clip what sound it has, which a cut of lhotse must say. "
             f"Prepare it again, and let it look into the files (--probe)"
         )
-    notes = _left_out(len(clips) - len(written), "have no sound, or nobody looked")
+    notes = _left_out(len(clips) - len(written), "without sound, or that nobody looked into")
     return "\n".join(lines) + "\n", written, notes
 
 
@@ -184,7 +193,7 @@ def _times(clip: Clip) -> dict[str, float]:
 
 
 def _left_out(count: int, why: str) -> list[str]:
-    return [f"{count} clips {why}: left out"] if count else []
+    return [f"clips {why}, left out: {count}"] if count else []
 
 
 FORMS: dict[str, Form] = {"coco": _coco, "valor": _valor, "csv": _csv, "lhotse": _lhotse}
@@ -205,6 +214,6 @@ def cut_row(row: dict[str, Any]) -> dict[str, Any]:
         "id": row["id"],
         "file": str(recording["sources"][0]["source"]),
         "captions": [text for text in texts if text],
-        **({"start": start, "stop": start + duration} if is_part else {}),
+        **({"start": start, "stop": round(start + duration, 6)} if is_part else {}),
         **({"split": custom["split"]} if custom.get("split") else {}),
     }

@@ -91,7 +91,12 @@ class SplitLedger:
 
 
 def ledger(
-    clips: Sequence[Clip], left_out: Sequence[LeftOut], official: Mapping[str, int], *, probed: bool
+    clips: Sequence[Clip],
+    left_out: Sequence[LeftOut],
+    official: Mapping[str, int],
+    *,
+    probed: bool,
+    searched: bool = True,
 ) -> dict[str, SplitLedger]:
     """Count.
 
@@ -100,6 +105,7 @@ def ledger(
         left_out: of the official files, and not in the manifest.
         official: how many the complete release has, by split.
         probed: whether files were looked into.
+        searched: whether there was a media folder to look for files in.
 
     Returns:
         The splits of which there is any clip, or which the release has.
@@ -108,7 +114,7 @@ def ledger(
     for split in SPLITS:
         here = [clip for clip in clips if clip.split == split]
         gone = Counter(each.reason for each in left_out if each.split == split)
-        if not here and not gone:
+        if not here and not gone and split not in official:
             continue
         files = [clip.extra.get(MEDIA, {}) for clip in here]
         absent = sum(bool(file.get("missing")) for file in files)
@@ -118,8 +124,8 @@ def ledger(
             annotated=len(here) + gone.total(),
             not_listed=gone["not_listed"],
             faulty=gone["faulty"],
-            missing=gone["missing"] + absent,
-            on_disk=len(here) - absent + gone["unreadable"],
+            missing=gone["missing"] + absent if searched else None,
+            on_disk=len(here) - absent + gone["unreadable"] if searched else None,
             unreadable=unreadable if probed else None,
             with_audio=sum(bool(file.get("has_audio")) for file in files) if probed else None,
             silent=sum(bool(file.get("is_silent")) for file in files) if probed else None,

@@ -42,6 +42,9 @@ PREFIXES = ("", "Y", "v_")
 TIME_TOLERANCE_SECONDS = 1.0
 """Between a time in a file's name and the official one: some round it."""
 
+_LEAST_SHARE = 0.3
+"""Of a clip's official length: what its file may have, and be named by, where its video ends early."""
+
 _TIMES = re.compile(r"[_.-](\d{1,9}(?:\.\d+)?)(?:[_-](\d{1,9}(?:\.\d+)?))?")
 _EXACT, _TIMED, _STARTED, _BARE = range(4)
 
@@ -110,7 +113,7 @@ def paths_below(root: Path) -> list[str]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders[:] = [name for name in folders if not is_hidden(name)]
+        folders[:] = sorted(name for name in folders if not is_hidden(name))  # of two links, the same one everywhere
         below = os.path.relpath(folder, root)
         before = "" if below == "." else below.replace(os.sep, "/") + "/"
         paths += [before + name for name in names if not is_hidden(name)]
@@ -145,8 +148,9 @@ class Match:
 def match(entries: Sequence[Entry], paths: Iterable[str], bare: Holds) -> list[Match | None]:
     """Find the file of each official clip.
 
-    Of several, the one is taken that says most (the clip's own name before id and times, these before the bare id), a
-    video before a sound, the one nearest to the top, the first by name.
+    Of several, one that is named by the clip goes before one named by the bare id of its video; of these, a video
+    before a sound; then the one whose name says most (the clip's own name before id and times), the one nearest to the
+    top, the first by name. A file is that of the clip which its name fits best, and of no other.
 
     Args:
         entries: the official clips.
@@ -164,29 +168,36 @@ def match(entries: Sequence[Entry], paths: Iterable[str], bare: Holds) -> list[M
         if entry.video:
             by_video.setdefault(entry.video, []).append(index)
     lengths = sorted({len(video) for video in by_video}, reverse=True)
-    found: dict[int, list[tuple[tuple[int, float, bool, int, str], Holds]]] = {}
+    found: dict[int, list[_Candidate]] = {}
     for path in paths:
         if not is_media(path):
             continue
         stem, suffix = posixpath.splitext(path)
         called = stem.rpartition("/")[2]
-        look = (suffix.lower() in SOUND_SUFFIXES, path.count("/"), path)
-        for index in {*by_name.get(stem, ()), *by_name.get(called, ())}:
-            found.setdefault(index, []).append(((_EXACT, 0.0, *look), "clip"))
+        is_sound = suffix.lower() in SOUND_SUFFIXES
+        fits: list[tuple[tuple[int, float], int, Holds]] = [
+            ((_EXACT, 0.0), index, "clip") for index in {*by_name.get(stem, ()), *by_name.get(called, ())}
+        ]
         for video, tail in _videos(called, by_video, lengths):
             if not tail:
-                for index in by_video[video]:
-                    holds: Holds = bare if entries[index].span else "clip"
-                    found.setdefault(index, []).append(((_BARE, 0.0, *look), holds))
+                fits += [((_BARE, 0.0), index, bare if entries[index].span else "clip") for index in by_video[video]]
             elif times := _TIMES.fullmatch(tail):
-                for index in by_video[video]:
-                    if rank := _fits(entries[index].span, times):
-                        found.setdefault(index, []).append(((*rank, *look), "clip"))
+                fits += [
+                    (rank, index, "clip") for index in by_video[video] if (rank := _fits(entries[index].span, times))
+                ]
+        # The file of one clip is not that of another, which it fits less well: X_5 is segment 5, not the one from 5 s.
+        best = min((rank for rank, _, _ in fits), default=None)
+        for rank, index, holds in fits:
+            if rank == best:
+                found.setdefault(index, []).append(((rank[0] == _BARE, is_sound, *rank, path.count("/"), path), holds))
     matches = [_best(found.get(index)) for index in range(len(entries))]
     return _settle_shared(entries, matches)
 
 
-def _best(candidates: list[tuple[tuple[int, float, bool, int, str], Holds]] | None) -> Match | None:
+_Candidate = tuple[tuple[bool, bool, int, float, int, str], Holds]
+
+
+def _best(candidates: list[_Candidate] | None) -> Match | None:
     if not candidates:
         return None
     (*_, path), holds = min(candidates)
@@ -228,14 +239,16 @@ def _fits(span: tuple[float, float | None] | None, times: re.Match[str]) -> tupl
         return None
     start, stop = float(times[1]), float(times[2]) if times[2] else None
     best: tuple[int, float] | None = None
-    for unit in (1.0, 1000.0):
+    # Nobody rounds milliseconds, or cuts clips of less than a thousand of them: 500_620 are seconds.
+    for unit, tolerance in ((1.0, TIME_TOLERANCE_SECONDS), (1000.0, 0.05)):
         off = abs(start / unit - span[0])
-        if off > TIME_TOLERANCE_SECONDS:
+        if off > tolerance or (stop is not None and stop - start < unit and unit > 1):
             continue
         rank = (_STARTED, off)
         if stop is not None and span[1] is not None:
             late = stop / unit - span[1]
-            if late > TIME_TOLERANCE_SECONDS or stop <= start:
+            share = (stop - start) / unit / (span[1] - span[0])
+            if late > TIME_TOLERANCE_SECONDS or share < _LEAST_SHARE:
                 continue
             # A clip at the end of its video may be shorter than official, and its file named by where it ends.
             rank = (_TIMED, max(off, -late)) if late >= -TIME_TOLERANCE_SECONDS else (_STARTED, off)

@@ -77,10 +77,15 @@ def prepare(
     own_name = prepared.clips[0].dataset
     notes = [*prepared.notes, *([subset.note] if subset else []), *look.notes()]
     path = workspace.manifest(own_name)
-    table = ledger.ledger(prepared.clips, prepared.left_out, prepared.official_clips, probed=look.has_looked)
+    searched = media is not None or not is_published(module)
+    table = ledger.ledger(
+        prepared.clips, prepared.left_out, prepared.official_clips, probed=look.has_looked, searched=searched
+    )
+    former = _ids_of_former(path)
     with atomic_write(ledger_path(path)) as aside:
-        aside.write_text(ledger.as_csv(ledger.rows(prepared.clips, prepared.left_out)), encoding="utf-8")
-    return manifest.write(
+        told = ledger.rows(prepared.clips if searched else (), prepared.left_out)
+        aside.write_text(ledger.as_csv(told), encoding="utf-8", errors="backslashreplace")
+    header = manifest.write(
         path,
         prepared.clips,
         media_root=prepared.media_root,
@@ -88,6 +93,25 @@ def prepare(
         notes=notes,
         config=config.model_dump(mode="json"),
         ledger={split: row.to_json() for split, row in table.items()},
+    )
+    if former not in ("", header.ids_sha256) and (features := workspace.extracted(own_name)):
+        return replace(header, notes=(*notes, _invalid(features)))
+    return header
+
+
+def _ids_of_former(path: Path) -> str:
+    """The hash of the ids of the manifest that stands there; "" if there is none."""
+    try:
+        return manifest.read_header(path).ids_sha256
+    except DataError:
+        return ""
+
+
+def _invalid(features: Sequence[str]) -> str:
+    return (
+        f"NOTE: these are other clips than those of the former manifest, so the features of {', '.join(features)} "
+        f"belong to no shard of it, and the next extraction makes them anew. Prepare as before to keep them. (Of a "
+        f"published dataset, include=all holds the same clips whatever is on disk)"
     )
 
 

@@ -254,9 +254,10 @@ def _check_told(dataset: str, matches: Sequence[Match | None], probes: Mapping[s
     open_ones = [each.path for each in matches if each and each.holds == "either"]
     if probes is None and open_ones:
         raise DataError(
-            f"{dataset}: {len(open_ones):,} files are named by a YouTube id alone ({', '.join(open_ones[:3])}, ...); "
-            f"only their duration tells whether they hold whole videos or clips. Leave --no-probe away, or say it: "
-            f"bare_names=source or bare_names=clip"
+            f"{dataset}: there are files that are named by a YouTube id alone, {len(open_ones):,} of them "
+            f"({', '.join(open_ones[:3])}, ...); only their duration tells whether they hold whole videos or clips. "
+            f"Leave --no-probe away (where media are remote nobody looks into them), or say it: bare_names=source or "
+            f"bare_names=clip"
         )
 
 

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from avpipe.data_manifests.annotations import FILE_KEYS, SPLIT_NAMES, read_text
 from avpipe.data_manifests.naming import safe_id
+from avpipe.pipeline.clip import SPLITS
 from avpipe.pipeline.errors import DataError
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ class Subset:
         Raises:
             DataError: the file cannot be read or holds none.
         """
-        ids = frozenset(map(plain, ids_in(path.name, read_text(path), str(path))))
+        ids = frozenset(map(plain, ids_in(path.name, read_text(path), str(path)))) - {""}  # the video of what has none
         if not ids:
             raise DataError(f"{path}: {_FORM}; got none")
         return cls(path, ids)
@@ -110,7 +112,7 @@ def ids_in(name: str, text: str, where: str, split: str = "") -> list[str]:
     Raises:
         DataError: it is of no form that holds ids.
     """
-    ending = name.rpartition(".")[2].lower()
+    ending = name.removesuffix(".gz").rpartition(".")[2].lower()
     if ending == "json":
         try:
             values = json.loads(text)
@@ -126,14 +128,21 @@ def ids_in(name: str, text: str, where: str, split: str = "") -> list[str]:
     if split:
         return []
     if ending == "jsonl":
-        return _from_json(where, [json.loads(line) for line in text.splitlines() if line.strip()])
+        rows = []
+        for number, line in enumerate(text.split("\n"), start=1):
+            try:
+                rows += [json.loads(line)] if line.strip() else []
+            except json.JSONDecodeError as error:
+                raise DataError(f"{where}: {_FORM}; got no JSON: {error.msg} in line {number}") from None
+        return _from_json(where, rows)
     if ending in ("csv", "tsv"):
         header = text.split("\n", 1)[0]
         lines = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
-        key = next((name for name in _KEYS if name in (lines.fieldnames or ())), None)
+        spelt = {name.strip().lower(): name for name in lines.fieldnames or ()}
+        key = next((spelt[name.lower()] for name in _KEYS if name.lower() in spelt), None)
         if key is None:
             raise DataError(f"{where}: {_FORM}; got the columns {', '.join(lines.fieldnames or ['none'])}")
-        return [row[key].strip() for row in lines]
+        return [(row[key] or "").strip() for row in lines]
     return [line.split()[0].strip(",\"'") for line in text.splitlines() if line.strip()]
 
 
@@ -141,15 +150,19 @@ def _spellings(split: str) -> list[str]:
     return [split, *(other for other, own in SPLIT_NAMES.items() if own == split)]
 
 
+def _is_split(key: str) -> bool:
+    """Whether a key means a split: ``train``, ``validation``, ``test_public``."""
+    return not {*SPLITS, *SPLIT_NAMES}.isdisjoint(re.split(r"[^a-z]+", key.lower()))
+
+
 def _from_json(where: str, values: Any) -> list[str]:
     if isinstance(values, dict) and isinstance(values.get("images"), list):
         values = values["images"]
     if isinstance(values, dict):
-        # {split: [ids]} looks like {id: [captions]}; captions have blanks in them, ids have none.
-        lists = [value for value in values.values() if isinstance(value, list)]
-        texts = [str(each) for value in lists for each in value if isinstance(each, str | int)]
-        is_by_split = texts and len(lists) == len(values) and not any(" " in each for each in texts)
-        return texts if is_by_split else list(map(str, values))
+        # {split: [ids]} looks like {id: [captions]}.
+        if all(_is_split(key) and isinstance(value, list) for key, value in values.items()):
+            return [each for value in values.values() for each in _from_json(where, value)]
+        return list(map(str, values))
     if not isinstance(values, list):
         raise DataError(f"{where}: {_FORM}; got {type(values).__name__}")
     found = []

@@ -156,7 +156,8 @@ class _Matcher:
     def _path(self, row: Annotation) -> str | None:
         found = self.files.find(row.file or row.id)
         if not found and row.file:  # named from another folder, or of another machine
-            found = self.files.find(PurePosixPath(row.file).name)
+            parts = PurePosixPath(row.file).parts
+            found = next(filter(None, (self.files.find("/".join(parts[n:])) for n in range(1, len(parts)))), [])
         if len(found) > 1:
             self.faults.add("ids that several files may be meant by", f"{row.id!r} ({' or '.join(found[:3])})")
         elif not found:

@@ -80,8 +80,9 @@ def read(config: Config, files: AnnotationFiles) -> Official:
     file = files.need(*FILES)
     here = _videos(files) if config.include != "all" and files.media else None
     entries: list[Entry] = []
-    passed_over = wordless = 0
+    videos = passed_over = wordless = 0
     for video, told in _stream(file):
+        videos += 1
         if here is not None and video not in here:
             passed_over += 1
             continue
@@ -90,6 +91,8 @@ def read(config: Config, files: AnnotationFiles) -> Official:
             made = clips_of(video, split, lines_of(file, video, told), config)
             entries += made
             wordless += not made
+    if not videos:
+        raise file.wrong(_EXPECTED, "it holds no videos")
     entries.sort(key=lambda entry: ("train", "val", "test").index(entry.split))
     notes = [f"splits drawn with seed {config.seed}"]
     if passed_over:
