@@ -44,6 +44,7 @@ unit: install
 
 bench: install  ## measure speed and endurance; prints ratios within one run
 	$(BIN)/python benchmarks/store.py
+	$(BIN)/python benchmarks/prepare.py
 	$(BIN)/python benchmarks/extract.py
 	@if [ -n "$(MEDIA)" ]; then $(BIN)/python benchmarks/decode.py --media "$(MEDIA)"; \
 	else echo "decoding: say make bench MEDIA=folder-of-videos"; fi

@@ -76,6 +76,7 @@ def test_files_that_are_named_exist(name: str) -> None:
 
 EXAMPLES = {
     "docs/adding-parts.md": [
+        "avpipe/data_manifests/datasets/birds.py",
         "avpipe/data_manifests/datasets/sidecar.py",
         "avpipe/eval/metrics/word_f1.py",
         "avpipe/extract/encoders/mean_colour.py",
