@@ -221,8 +221,8 @@ def test_a_run_and_a_file_are_not_scored_at_once(avpipe: Avpipe, tmp_path: Path)
 
 # -- the frame: help, usage, interruption ------------------------------------------------------------------------------
 
-COMMANDS = ("prepare", "extract", "retry", "verify", "train", "score", "caption", "ls", "doctor", "demo", "manifest")
-GROUPED = ("features diff", "features export", "features import")
+COMMANDS = ("prepare", "extract", "retry", "verify", "train", "score", "caption", "ls", "doctor", "demo")
+GROUPED = ("features diff", "features export", "features import", "manifest export")
 
 
 def test_help_and_version_load_nothing_heavy() -> None:
@@ -234,7 +234,7 @@ def test_help_and_version_load_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert all(f" {command} " in done.stdout for command in (*COMMANDS, "features"))
+    assert all(f" {command} " in done.stdout for command in (*COMMANDS, "features", "manifest"))
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, *GROUPED])
