@@ -18,6 +18,12 @@ idle meanwhile) stands for it: what the run would have taken alone, if nobody el
 are medians over the turns, of ratios within a turn.
 
 At last a run is killed (SIGKILL) when half of the files are in its cache, and another goes on.
+
+    python benchmarks/probe.py --media FOLDER [FOLDER ...] --cold 2000
+
+makes real copies, so many, and drops them from the page cache before each measure: reading every byte of them with a
+thread a core (what the disk can do), and probing them. Small files share what a disk reads at a time, so reading and
+probing are compared by time alone.
 """
 
 from __future__ import annotations
@@ -37,6 +43,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,6 +196,55 @@ def killed_and_resumed(folder: Path, names: Sequence[str], cache: Path) -> dict[
     return {"kept": kept, "probed": len(names) - told[0], "seconds": seconds, "processes_left": len(left)}
 
 
+def evict(folder: Path) -> None:
+    """Drop the files of a folder from the page cache."""
+    os.sync()
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def read_all(folder: Path, names: Sequence[str]) -> float:
+    """Seconds that it takes to read every byte, with a thread a core."""
+    start = time.perf_counter()
+    with ThreadPoolExecutor(CORES) as threads:
+        list(threads.map(lambda name: len((folder / name).read_bytes()), names))
+    return time.perf_counter() - start
+
+
+def cold(originals: Sequence[Path], place: Path, count: int, turns: int) -> None:
+    """Reading and probing files that are on the disk alone."""
+    names = [f"{number:06d}{originals[number % len(originals)].suffix}" for number in range(count)]
+    for number, name in enumerate(names):
+        shutil.copyfile(originals[number % len(originals)], place / name)
+    size = sum((place / name).stat().st_size for name in names)
+    rows = []
+    for _ in range(turns):
+        row = {"read_warm": read_all(place, names)}
+        evict(place)
+        row["read_cold"] = read_all(place, names)
+        row["probe_warm"] = _probing(place, names)
+        evict(place)
+        row["probe_cold"] = _probing(place, names)
+        rows.append(row)
+        print(", ".join(f"{key} {value:.2f} s" for key, value in row.items()), flush=True)
+    medians = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+    ratio = {
+        key: statistics.median(row[f"{key}_cold"] / row[f"{key}_warm"] for row in rows) for key in ("read", "probe")
+    }
+    against = statistics.median(row["probe_cold"] / row["read_cold"] for row in rows)
+    print(f"\n{count} copies, {size / 1e6:.0f} MB, {CORES} cores, medians of {turns} turns:")
+    print(f"  reading all, cold: {size / 1e6 / medians['read_cold']:.0f} MB/s, {ratio['read']:.1f} times the warm time")
+    print(f"  probing, cold: {count / medians['probe_cold']:.0f} files/s, {ratio['probe']:.2f} times the warm time")
+    print(f"  probing, cold, against reading all, cold: {against:.2f}")
+
+
+def _probing(folder: Path, names: Sequence[str]) -> float:
+    start = time.perf_counter()
+    probe_files(folder, names, cache=None)
+    return time.perf_counter() - start
+
+
 def main() -> None:
     """Read the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -196,6 +252,9 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the results here, too")
+    parser.add_argument(
+        "--cold", type=int, default=0, metavar="FILES", help="measure on a cold disk, with so many copies"
+    )
     parser.add_argument("--killed", type=Path, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.killed:
@@ -208,6 +267,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder, cache = Path(place) / "media", Path(place) / "cache.jsonl"
         folder.mkdir()
+        if options.cold:
+            cold(originals, folder, options.cold, options.turns)
+            return
         names = link(originals, folder, options.files)
         turns = []
         for _ in range(options.turns):
