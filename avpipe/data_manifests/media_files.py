@@ -8,7 +8,9 @@ any container::
     G9zN5TTuGO4_179_189.webm        id and times, in seconds (179.000 too) or milliseconds
     G9zN5TTuGO4_179.mkv             id and start
     G9zN5TTuGO4.mp4                 the id alone: the whole source video, or the clip; its duration tells
-    YG9zN5TTuGO4.wav                AudioSet's habit; v_ as ActivityNet's, too
+    YG9zN5TTuGO4.wav                the same, by AudioSet's habit; v_G9zN5TTuGO4 by ActivityNet's
+    17_G9zN5TTuGO4.mov              the same, numbered
+    A title [G9zN5TTuGO4].mkv       the same, as yt-dlp names it; A title-G9zN5TTuGO4 as youtube-dl does
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ MEDIA_SUFFIXES = SOUND_SUFFIXES | frozenset((
 
 PREFIXES = ("", "Y", "v_")
 """What some put before a YouTube id, so that no name begins with a dash: AudioSet and ActivityNet."""
+
+_NUMBERED = re.compile(r"\d+_")
 
 TIME_TOLERANCE_SECONDS = 1.0
 """Between a time in a file's name and the official one: some round it."""
@@ -224,13 +228,20 @@ def _plain(name: str) -> str:
 
 
 def _videos(stem: str, known: Mapping[str, object], lengths: Sequence[int]) -> Iterable[tuple[str, str]]:
-    """The known videos that a file's name may begin with, each with what follows it."""
-    for prefix in PREFIXES:
+    """The known videos that a file's name may begin with, each with what follows it; or end with, behind a title."""
+    numbered = _NUMBERED.match(stem)  # as the lists of BDD-X have it
+    for prefix in (*PREFIXES, *([numbered[0]] if numbered else [])):
         if stem.startswith(prefix):
             rest = stem[len(prefix) :]
             for length in lengths:
                 if rest[:length] in known:
                     yield rest[:length], rest[length:]
+    for length in lengths:
+        before, last = stem[:-length], stem[-length:]
+        if before.endswith("-") and last in known:
+            yield last, ""
+        if stem.endswith("]") and stem[-length - 2 : -length - 1] == "[" and stem[-length - 1 : -1] in known:
+            yield stem[-length - 1 : -1], ""
 
 
 def _fits(span: tuple[float, float | None] | None, times: re.Match[str]) -> tuple[int, float] | None:
@@ -259,8 +270,8 @@ def _fits(span: tuple[float, float | None] | None, times: re.Match[str]) -> tupl
 def resolve(holds: Holds, span: tuple[float, float | None] | None, duration_seconds: float | None) -> Holds:
     """What a file holds whose name does not tell, by how long it is.
 
-    Long enough for the clip to be cut from it: the source video. Over before the clip begins: the clip, for what is
-    named by times cannot be cut from that. In between: whichever length is nearer.
+    Over before the clip begins: the clip, for that cannot be cut from it. Long enough for the clip to be cut from it:
+    the source video, unless the clip is all of it. In between: whichever length is nearer.
 
     Args:
         holds: what the name tells; kept unless it is ``"either"``.
@@ -270,7 +281,8 @@ def resolve(holds: Holds, span: tuple[float, float | None] | None, duration_seco
     if holds != "either" or duration_seconds is None or span is None:
         return "clip" if span is None else holds
     start, stop = span
-    if duration_seconds <= start:
+    is_all = stop is not None and start < 0.5 and duration_seconds <= stop + 0.5
+    if duration_seconds <= start or is_all:
         return "clip"
     if stop is None or duration_seconds >= stop - 0.5:
         return "source"

@@ -4,6 +4,8 @@ written.
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -189,8 +191,6 @@ def _looked_into(prepared: Prepared, look: _Look) -> Prepared:
 
 
 def _what_became(prepared: Prepared) -> str:
-    from collections import Counter
-
     reasons = Counter(each.reason.replace("_", " ") for each in prepared.left_out)
     return ", ".join(f"{count:,} {reason}" for reason, count in reasons.items()) or "the files name none"
 
@@ -221,6 +221,4 @@ class _Look:
 
 def _cache_name(root: Path) -> str:
     """One file for each folder of media, whatever datasets are made of it."""
-    import hashlib
-
     return f"{hashlib.sha256(str(root.resolve()).encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.jsonl"

@@ -50,43 +50,33 @@ def draw(
         DataError: no media folder was given or nothing in it fits, or what bare YouTube ids stand for cannot be told.
     """
     entries = _once_each(official.entries)
-    names = _ids(entries)
-    left: list[LeftOut] = []
-    wanted: list[Entry] = []
-    for entry in entries:
-        if subset is not None and not subset.holds(names[entry.source_id], entry):
-            left.append(LeftOut(clip_id=names[entry.source_id], split=entry.split, reason="not_listed"))
-        elif entry.fault:
-            left.append(LeftOut(clip_id=names[entry.source_id], split=entry.split, reason="faulty", detail=entry.fault))
-        else:
-            wanted.append(entry)
-    if subset is not None:
-        subset.check()
+    ids = _ids(entries)
+    wanted, left = _wanted(entries, ids, subset)
     bare: Holds = "source" if official.segments else "either"
     if config.bare_names != "auto":
         bare = "source" if config.bare_names == "source" else "clip"
     matches = match(wanted, paths_below(media), bare) if media else [None] * len(wanted)
     if media and not any(matches):
         raise DataError(_nothing_fits(dataset, media, wanted))
-    probes = look(media_root, sorted({each.path for each in matches if each})) if media else {}
+    probes = look(media_root, sorted({found.path for found in matches if found})) if media else {}
     _check_told(dataset, matches, probes)
     words = _Words()
     clips = []
-    for entry, each in zip(wanted, matches, strict=True):
-        clip_id = names[entry.source_id]
+    for entry, found in zip(wanted, matches, strict=True):
+        out = LeftOut(clip_id=ids[entry.source_id], split=entry.split, reason="missing")
         captions = words.tidied(entry.captions)
         if not captions:
-            left.append(LeftOut(clip_id=clip_id, split=entry.split, reason="faulty", detail="no caption"))
-        elif each is None and config.include != "all":
-            left.append(LeftOut(clip_id=clip_id, split=entry.split, reason="missing"))
+            left.append(replace(out, reason="faulty", detail="no caption"))
+        elif found is None and config.include != "all":
+            left.append(out)
         else:
-            found = each or _to_come(entry, segments=official.segments)
-            made = _clip(dataset, clip_id, entry, found, probes, captions, is_here=each is not None)
-            unreadable = made.extra.get(MEDIA, {}).get("unreadable", "")
+            file = found or _to_come(entry, segments=official.segments)
+            clip = _clip(dataset, out.clip_id, entry, file, probes, captions, is_here=found is not None)
+            unreadable = clip.extra.get(MEDIA, {}).get("unreadable", "")
             if unreadable and config.include == "readable":
-                left.append(LeftOut(clip_id=clip_id, split=entry.split, reason="unreadable", detail=unreadable))
+                left.append(replace(out, reason="unreadable", detail=unreadable))
             else:
-                clips.append(made)
+                clips.append(clip)
     notes = [*official.notes, *words.notes(), *_media_notes(clips, matches), *_leaks(clips)]
     return Prepared(
         clips=tuple(clips),
@@ -95,6 +85,29 @@ def draw(
         left_out=tuple(left),
         official_clips=dict(official.counts),
     )
+
+
+def _wanted(
+    entries: Sequence[Entry], ids: Mapping[str, str], subset: Subset | None
+) -> tuple[list[Entry], list[LeftOut]]:
+    """The official clips to look for, and those that are not.
+
+    Raises:
+        DataError: the subset names none of them.
+    """
+    wanted: list[Entry] = []
+    left: list[LeftOut] = []
+    for entry in entries:
+        out = LeftOut(clip_id=ids[entry.source_id], split=entry.split, reason="not_listed")
+        if subset is not None and not subset.holds(out.clip_id, entry):
+            left.append(out)
+        elif entry.fault:
+            left.append(replace(out, reason="faulty", detail=entry.fault))
+        else:
+            wanted.append(entry)
+    if subset is not None:
+        subset.check()
+    return wanted, left
 
 
 def _clip(

@@ -233,6 +233,22 @@ def test_nothing_matches_nothing() -> None:
     assert match([entry()], [], "either") == [None]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [f"17_{VIDEO}", f"0017_{VIDEO}_179_189", f"A title [{VIDEO}]", f"Title - part 2-{VIDEO}", f"日本 [{VIDEO}]"],
+)
+def test_numbers_and_titles_before_an_id_do_no_harm(name: str) -> None:
+    assert paths_of([entry()], [f"sub/{name}.mp4"]) == [f"sub/{name}.mp4"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [f"A title {VIDEO}", f"[{VIDEO}] A title", f"A title [{VIDEO}](1)", f"x{VIDEO}", f"{VIDEO}.f137", f"{VIDEO} (1)"],
+)
+def test_what_is_left_of_a_download_is_no_video(name: str) -> None:
+    assert paths_of([entry()], [f"{name}.mp4"]) == [None]
+
+
 IDS = st.text(alphabet=string.ascii_letters + string.digits + "-_", min_size=11, max_size=11)
 HABITS = [
     "{video}_{start:06}_{stop:06}",
@@ -242,6 +258,8 @@ HABITS = [
     "{video}-{start}-{stop}",
     "{video}_{start}",
     "{video}",
+    "A title [{video}]",
+    "A - title (2019)-{video}",
 ]
 
 
@@ -288,7 +306,9 @@ def test_a_file_is_found_by_its_clip_and_by_no_clip_of_another_video(data: Any) 
         (11.6, (2.0, 12.0), "source"),
         (10.9, (2.0, 12.0), "clip"),
         (11.2, (2.0, 12.0), "source"),
-        (10.0, (0.0, 10.0), "source"),
+        (10.0, (0.0, 10.0), "clip"),  # which is all of it
+        (10.5, (0.0, 10.0), "clip"),
+        (10.6, (0.0, 10.0), "source"),
         (0.0, (0.0, 10.0), "clip"),
         (50.0, (40.0, None), "source"),
         (40.0, (40.0, None), "clip"),
