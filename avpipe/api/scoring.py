@@ -14,6 +14,7 @@ from avpipe.pipeline.errors import ClipError, UnknownNameError, UsageError
 from avpipe.pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
+    from avpipe.data_manifests.subset import Subset
     from avpipe.eval import ScoreReport
     from avpipe.eval.coverage import Missing
     from avpipe.pipeline.captions import Caption
@@ -98,15 +99,15 @@ def score_run(
     clips = [clip for clip in clips_of(workspace, dataset, split) if clip.captions]
     if not clips:
         raise UsageError(f"the {split} split of {dataset!r} has no captions to score against")
-    name = split
-    if intersect is not None:
-        subset = Subset.read(intersect)
+    name, subset = split, Subset.read(intersect) if intersect else None
+    if subset is not None:
         clips = [clip for clip in clips if subset.holds_id(clip.clip_id, clip.extra)]
         subset.check()
         name = subset.name_of(split)
     references = {clip.clip_id: clip.captions for clip in clips}
     candidates = {clip_id: text for clip_id, text in captions.items() if clip_id in references}
     report = score(candidates, references, metrics=metrics or DEFAULT, missing=missing, split=name)
+    report = _noting(report, subset)
     report.write(folder / "scores")
     return report
 
@@ -140,13 +141,18 @@ def score_files(
     if predictions is None or references is None:
         raise UsageError("--predictions and --references go together: got only one of them")
     found, wanted, name = read_results(predictions), read_references(references), references.stem
-    if intersect is not None:
-        subset = Subset.read(intersect)
+    subset = Subset.read(intersect) if intersect else None
+    if subset is not None:
         wanted = {clip_id: captions for clip_id, captions in wanted.items() if subset.holds_id(clip_id, {})}
         found = {clip_id: text for clip_id, text in found.items() if clip_id in wanted}
         subset.check()
         name = subset.name_of(name)
-    return score(found, wanted, metrics=metrics or DEFAULT, missing=missing, split=name)
+    return _noting(score(found, wanted, metrics=metrics or DEFAULT, missing=missing, split=name), subset)
+
+
+def _noting(report: ScoreReport, subset: Subset | None) -> ScoreReport:
+    """The report with how much of a list of ids was found."""
+    return replace(report, notes=(*report.notes, subset.note)) if subset else report
 
 
 def caption(workspace: Workspace, file: Path, run: str, *, beams: int | None = None) -> Caption:

@@ -58,7 +58,6 @@ def _list_datasets(workspace: Workspace, name: str, as_json: bool) -> None:
     from avpipe.cli.preparing import is_worth_showing, ledger_table
     from avpipe.console import escape, out
     from avpipe.data_manifests.cards import described, official
-    from avpipe.data_manifests.datasets import REGISTRY
 
     told = described(workspace, name)
     if as_json:
@@ -67,7 +66,7 @@ def _list_datasets(workspace: Workspace, name: str, as_json: bool) -> None:
     out.print("[bold]datasets[/]")
     for each, card in told.items():
         out.print(f"  [bold]{escape(each)}[/]  {escape(card['summary'])}")
-        counts = official(REGISTRY.load(each).CARD)
+        counts = official(card["official_clips"])
         per_clip = card["captions_per_clip"] or "any number"
         facts = {
             "official": counts and f"{counts} clips (train / val / test), captions each: {per_clip}",

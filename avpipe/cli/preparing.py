@@ -89,7 +89,7 @@ app.add_typer(manifests, name="manifest")
 
 @manifests.command(name="export")
 def export_manifest(
-    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="The file to write.")],
+    to: Annotated[Path, typer.Option("--to", help="The file to write.", **{**PLACE, "metavar": "FILE"})],
     form: Annotated[
         Literal["coco", "valor", "csv", "lhotse"], typer.Option("--as", help="coco, valor, csv or lhotse.")
     ] = "coco",
@@ -136,7 +136,7 @@ def is_worth_showing(ledger: Mapping[str, Mapping[str, Any]]) -> bool:
 
 
 def ledger_table(ledger: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The ledger for a terminal, however narrow: a row a count, a column a split."""
+    """The ledger for a terminal: a row a count, a column a split; 54 letters wide."""
     from rich.table import Table
 
     from avpipe.data_manifests.ledger import shown

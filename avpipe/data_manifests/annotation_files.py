@@ -9,12 +9,15 @@ Git LFS pointer, the file of another release.
 from __future__ import annotations
 
 import csv
+import difflib
 import fnmatch
 import functools
 import gzip
+import hashlib
 import io
 import os
 import posixpath
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,11 +29,15 @@ from typing import IO, Any, TypeVar, cast
 from pydantic import TypeAdapter, ValidationError
 
 from avpipe.data_manifests.dataset import Card
+from avpipe.pipeline.clip import SPLITS
 from avpipe.pipeline.errors import DataError
 from avpipe.pipeline.files import bytes_text
 from avpipe.pipeline.remote import RemotePath
 
 T = TypeVar("T")
+
+UNREADABLE = (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, NotImplementedError)
+"""What reading a damaged, encrypted or strangely packed file raises."""
 
 _DEPTH = 4
 _SHOWN = 8
@@ -139,7 +146,7 @@ class OfficialFile:
         try:
             with self.open() as file:
                 data = file.read()
-        except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        except UNREADABLE as error:
             raise DataError(self._not_expected(expected, f"it cannot be read to its end ({error})")) from None
         self.check_head(data[:_HEAD_BYTES], expected)
         return data
@@ -179,7 +186,8 @@ class AnnotationFiles:
     """Finds official files by their names.
 
     Args:
-        place: the folder that the user gave, or one file; may be remote.
+        place: the folder that the user gave, or one file, which is the one that is wanted, whatever it is called; may
+            be remote.
         dataset: name of the dataset, for messages.
         card: of the dataset.
         media: folder of the media, for a module that would read the captions of more videos than any memory holds.
@@ -190,6 +198,8 @@ class AnnotationFiles:
 
     def __init__(self, place: Path, dataset: str, card: Card, media: Path | None = None) -> None:
         self.place, self.dataset, self.card, self.media = place, dataset, card, media
+        self._damaged: dict[str, str] = {}
+        self._only = "" if place.is_dir() or place.name.lower().endswith(".zip") else place.name
         if place.is_dir():
             self._paths = sorted(_files_below(place), key=lambda path: (path.count("/"), path))
             self._root = place
@@ -212,10 +222,12 @@ class AnnotationFiles:
             DataError: files are missing; all in one message.
         """
         found = {split: self.find(*names[split]) for split in splits}
+        if len(splits) == 1 and self._only:
+            found = {split: file or self._file(self._only) for split, file in found.items()}
         missing = {split: names[split] for split, file in found.items() if file is None}
         if missing:
             wanted = [f"{' or '.join(several)} ({split})" for split, several in missing.items()]
-            rest = [split for split in splits if split not in missing]
+            rest = [split for split in splits if split not in missing and split in SPLITS]
             or_else = f"or leave it out: splits=[{','.join(rest)}]" if rest else ""
             raise self.missing(wanted, "; ".join(filter(None, (advice, or_else))))
         return {split: file for split, file in found.items() if file is not None}
@@ -228,6 +240,8 @@ class AnnotationFiles:
         """
         if found := self.find(*names):
             return found
+        if self._only:
+            return self._file(self._only)
         raise self.missing([" or ".join(names)], advice)
 
     def find(self, *names: str) -> OfficialFile | None:
@@ -236,7 +250,7 @@ class AnnotationFiles:
         A name may be a pattern (``*_ids.txt``); the first file that fits, by depth and name, is taken.
 
         Raises:
-            DataError: two different files of that name lie equally deep, or an archive is damaged.
+            DataError: two different files of that name lie equally deep.
         """
         for name in names:
             if file := self._plain(name):
@@ -256,7 +270,7 @@ class AnnotationFiles:
         nearest = [path for path in fitting if path.count("/") == depth]
         if not nearest:
             return None
-        if "*" not in name and len({self._bytes(path) for path in nearest}) > 1:
+        if "*" not in name and len(nearest) > 1 and len({self._hash(path) for path in nearest}) > 1:
             raise DataError(
                 f"--annotations: expected one {name}, got {len(nearest)} that differ: {', '.join(nearest)}, below "
                 f"{self._root}. Give the folder of the one that is meant"
@@ -271,11 +285,9 @@ class AnnotationFiles:
             try:
                 with _opened(archive) as file, zipfile.ZipFile(file) as zipped:
                     members = [member for member in zipped.namelist() if _is_member(member, name)]
-            except (zipfile.BadZipFile, OSError) as error:
-                raise DataError(
-                    f"{archive}: expected a zip file with {name}, but it cannot be read ({error}): its download was "
-                    f"broken off, or it is none. Get it again from {self.card.source}"
-                ) from None
+            except (zipfile.BadZipFile, OSError) as error:  # of interest only where a file is not found elsewhere
+                self._damaged[path] = str(error)
+                continue
             if members:
                 member = min(members, key=lambda each: (each.count("/"), each))
                 opened = functools.partial(_open_member, archive, member)
@@ -284,14 +296,16 @@ class AnnotationFiles:
 
     def _file(self, path: str) -> OfficialFile:
         there = self._root / path
-        name = posixpath.basename(path).removesuffix(".gz")
+        name = re.sub(r"\.gz$", "", posixpath.basename(path), flags=re.IGNORECASE)
         return OfficialFile(name, str(there), functools.partial(_open_plain, there), self.card)
 
-    def _bytes(self, path: str) -> bytes:
+    def _hash(self, path: str) -> bytes:
+        """Of what is in a file, unpacked; of one that cannot be read, something that no other has."""
         try:
-            return (self._root / path).read_bytes()
-        except OSError as error:
-            raise DataError(f"{self._root / path}: cannot be read: {error.strerror}") from None
+            with _open_plain(self._root / path) as file:
+                return hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]
+        except UNREADABLE:
+            return path.encode("utf-8", "surrogateescape")
 
     def missing(self, wanted: Sequence[str], advice: str = "") -> DataError:
         """The error to raise where files are not found.
@@ -300,14 +314,26 @@ class AnnotationFiles:
             wanted: their names.
             advice: what else to try.
         """
-        there = ", ".join(self._paths[:_SHOWN]) or "nothing"
+        alike = sorted(self._paths, key=lambda path: -_likeness(path, wanted))
+        there = ", ".join(alike[:_SHOWN]) or "nothing"
         more = f" and {len(self._paths) - _SHOWN} more" if len(self._paths) > _SHOWN else ""
         hint = f". Or {advice.removeprefix('or ')}" if advice else ""
+        damaged = "".join(
+            f". {self._root / path} cannot be read ({why}): its download was broken off, or it is no zip file: "
+            f"get it again"
+            for path, why in self._damaged.items()
+        )
         return DataError(
             f"--annotations: looked in {self.place} and its sub-folders and zip files for the files of "
-            f"{self.dataset}, and did not find {'; '.join(wanted)}. There is {there}{more}. "
+            f"{self.dataset}, and did not find {'; '.join(wanted)}. There is {there}{more}{damaged}. "
             f"They come from {self.card.source}{hint}"
         )
+
+
+def _likeness(path: str, wanted: Sequence[str]) -> float:
+    """How much a file's name is like one of those that were looked for: a renamed one comes first in a message."""
+    name = posixpath.basename(path).lower()
+    return max(difflib.SequenceMatcher(None, name, other.lower()).ratio() for other in wanted)
 
 
 @functools.cache
@@ -381,7 +407,7 @@ def _is_member(member: str, name: str) -> bool:
 def _open_plain(path: Path) -> Iterator[IO[bytes]]:
     """A file, unpacked if it is gzipped."""
     with _opened(path) as file:
-        if not path.name.endswith(".gz"):
+        if not path.name.lower().endswith(".gz"):
             yield file
             return
         with gzip.GzipFile(fileobj=file) as unpacked:

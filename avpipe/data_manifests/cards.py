@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +12,9 @@ from avpipe.data_manifests.datasets import REGISTRY
 from avpipe.pipeline.clip import SPLITS
 from avpipe.pipeline.errors import DataError, StoreError
 from avpipe.pipeline.workspace import Workspace
+
+OWN = "folder"
+"""What a dataset is made by whose name is no module's."""
 
 
 def cards() -> dict[str, Card]:
@@ -23,15 +27,17 @@ def described(workspace: Workspace, name: str = "") -> dict[str, dict[str, Any]]
 
     Args:
         workspace: where to look for prepared manifests.
-        name: of one dataset; all where it is empty.
+        name: of one dataset, of avpipe's or one's own; all where it is empty.
 
     Raises:
         UnknownNameError: no dataset of that name.
     """
-    names = [name] if name else REGISTRY.names()
+    own = [each for each in workspace.prepared() if each not in REGISTRY.names()]
+    if name and name not in own:
+        REGISTRY.load(name)
     told = {}
-    for each in names:
-        card: Card = REGISTRY.load(each).CARD
+    for each in [name] if name else [*REGISTRY.names(), *own]:
+        card: Card = REGISTRY.load(OWN if each in own else each).CARD
         told[each] = {**asdict(card), "prepared": _prepared(workspace, each)}
     return told
 
@@ -47,11 +53,9 @@ def _prepared(workspace: Workspace, name: str) -> dict[str, Any] | None:
     return {"clips": dict(header.clips), "ledger": dict(header.ledger), "notes": list(header.notes)}
 
 
-def official(card: Card) -> str:
+def official(clips: Mapping[str, int]) -> str:
     """The official counts on one line: ``25,991 / 3,000 / 6,000``; "" if there are none."""
-    if not card.official_clips:
-        return ""
-    return " / ".join(f"{card.official_clips[split]:,}" if split in card.official_clips else "-" for split in SPLITS)
+    return " / ".join(f"{clips[split]:,}" if split in clips else "-" for split in SPLITS) if clips else ""
 
 
 def markdown() -> str:
@@ -62,7 +66,7 @@ def markdown() -> str:
     ]
     for name, card in cards().items():
         reference = f" ({card.citation})" if card.citation else ""
-        counts = official(card) or "-"
+        counts = official(card.official_clips) or "-"
         captions = card.captions_per_clip or "-"
         lines.append(f"| `{name}` | {card.summary}{reference} | {counts} | {captions} | {card.licence} |")
     return "\n".join(lines) + "\n"

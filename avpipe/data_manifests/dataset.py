@@ -74,6 +74,8 @@ class Prepared:
         notes: facts about the data that a user should know, one sentence each ("splits drawn with seed 0").
         left_out: clips of the official files that are not among these.
         official_clips: how many clips the complete release has, by split; empty where there is no such number.
+        annotated: how many the annotation files name, by split: these and those left out; empty where that is not
+            counted beforehand.
     """
 
     clips: tuple[Clip, ...]
@@ -81,6 +83,7 @@ class Prepared:
     notes: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     official_clips: Mapping[str, int] = field(default_factory=dict)
+    annotated: Mapping[str, int] = field(default_factory=dict)
 
 
 class Prepare(Protocol):

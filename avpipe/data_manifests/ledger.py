@@ -76,10 +76,9 @@ class SplitLedger:
     ids_sha256: str
 
     def __post_init__(self) -> None:
-        if self.missing is not None and self.on_disk is not None:
-            parts = self.not_listed + self.faulty + self.missing + self.on_disk
-            if parts != self.annotated:
-                raise ValueError(f"expected not_listed + faulty + missing + on_disk = {self.annotated}, got {parts}")
+        files = self.clips if self.missing is None or self.on_disk is None else self.missing + self.on_disk
+        if (parts := self.not_listed + self.faulty + files) != self.annotated:
+            raise ValueError(f"expected not_listed + faulty + missing + on_disk = {self.annotated}, got {parts}")
         if None not in (self.on_disk, self.unreadable, self.with_audio, self.silent) and not (
             self.silent <= self.with_audio <= self.on_disk - self.unreadable  # type: ignore[operator]
         ):
@@ -97,6 +96,7 @@ def ledger(
     *,
     probed: bool,
     searched: bool = True,
+    annotated: Mapping[str, int] | None = None,
 ) -> dict[str, SplitLedger]:
     """Count.
 
@@ -106,6 +106,11 @@ def ledger(
         official: how many the complete release has, by split.
         probed: whether files were looked into.
         searched: whether there was a media folder to look for files in.
+        annotated: how many clips the annotation files name, by split, counted before anything was sorted out; the sums
+            are held against it. ``None``: nobody counted.
+
+    Raises:
+        ValueError: a clip was lost, or counted twice.
 
     Returns:
         The splits of which there is any clip, or which the release has.
@@ -121,7 +126,7 @@ def ledger(
         unreadable = gone["unreadable"] + sum("unreadable" in file for file in files)
         table[split] = SplitLedger(
             official=official.get(split),
-            annotated=len(here) + gone.total(),
+            annotated=(annotated or {}).get(split, len(here) + gone.total()),
             not_listed=gone["not_listed"],
             faulty=gone["faulty"],
             missing=gone["missing"] + absent if searched else None,

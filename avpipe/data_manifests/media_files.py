@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -52,8 +53,9 @@ _LEAST_SHARE = 0.3
 _TIMES = re.compile(r"[_.-](\d{1,9}(?:\.\d+)?)(?:[_-](\d{1,9}(?:\.\d+)?))?")
 _EXACT, _TIMED, _STARTED, _BARE = range(4)
 
-Holds = Literal["clip", "source", "either"]
-"""What is in a file: the clip, the source video that the clip is cut from, or what its name does not tell."""
+Holds = Literal["clip", "source", "either", "nobody"]
+"""What is in a file: the clip; the source video that the clip is cut from; what its name does not tell; or nothing that
+could be told by anything (several clips claim it, and it is too short to be the video that all are cut from)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,9 @@ def paths_below(root: Path) -> list[str]:
         return [path for path in root.files_below() if not any(map(is_hidden, path.split("/")))]
 
     def unreadable(error: OSError) -> None:
-        raise DataError(f"--media: {error.filename} cannot be read: {error.strerror}")
+        raise DataError(
+            f"--media: {error.filename} cannot be read: {error.strerror}. Change its mode, or give a folder beside it"
+        )
 
     paths: list[str] = []
     seen: set[tuple[int, int]] = set()
@@ -126,7 +130,7 @@ def paths_below(root: Path) -> list[str]:
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name is nobody's business."""
-    return name.startswith(".")
+    return name.startswith(".") or name == "lost+found"  # at the root of every disk
 
 
 def is_media(path: str) -> bool:
@@ -150,7 +154,18 @@ class Match:
 
 
 def match(entries: Sequence[Entry], paths: Iterable[str], bare: Holds) -> list[Match | None]:
-    """Find the file of each official clip.
+    """Find the file of each official clip by names alone.
+
+    Returns:
+        For each entry its match, the first of its :func:`candidates`; ``None``: there is none, or the file is claimed
+        by another clip as well.
+    """
+    first = [found[0] if found else None for found in candidates(entries, paths, bare)]
+    return settle_shared(entries, first)
+
+
+def candidates(entries: Sequence[Entry], paths: Iterable[str], bare: Holds) -> list[tuple[Match, ...]]:
+    """The files that each official clip may be in, the likeliest first.
 
     Of several, one that is named by the clip goes before one named by the bare id of its video; of these, a video
     before a sound; then the one whose name says most (the clip's own name before id and times), the one nearest to the
@@ -162,13 +177,13 @@ def match(entries: Sequence[Entry], paths: Iterable[str], bare: Holds) -> list[M
         bare: what a file holds that is named by the id of its video alone.
 
     Returns:
-        For each entry its match; ``None``: there is none.
+        For each entry its files; none where there is none.
     """
     by_name: dict[str, list[int]] = {}
     by_video: dict[str, list[int]] = {}
     for index, entry in enumerate(entries):
         for name in (entry.source_id, *entry.names):
-            by_name.setdefault(_plain(name), []).append(index)
+            by_name.setdefault(_composed(_plain(name)), []).append(index)
         if entry.video:
             by_video.setdefault(entry.video, []).append(index)
     lengths = sorted({len(video) for video in by_video}, reverse=True)
@@ -176,7 +191,7 @@ def match(entries: Sequence[Entry], paths: Iterable[str], bare: Holds) -> list[M
     for path in paths:
         if not is_media(path):
             continue
-        stem, suffix = posixpath.splitext(path)
+        stem, suffix = posixpath.splitext(_composed(path))
         called = stem.rpartition("/")[2]
         is_sound = suffix.lower() in SOUND_SUFFIXES
         fits: list[tuple[tuple[int, float], int, Holds]] = [
@@ -185,41 +200,59 @@ def match(entries: Sequence[Entry], paths: Iterable[str], bare: Holds) -> list[M
         for video, tail in _videos(called, by_video, lengths):
             if not tail:
                 fits += [((_BARE, 0.0), index, bare if entries[index].span else "clip") for index in by_video[video]]
-            elif times := _TIMES.fullmatch(tail):
-                fits += [
-                    (rank, index, "clip") for index in by_video[video] if (rank := _fits(entries[index].span, times))
-                ]
+            elif (times := _TIMES.fullmatch(tail)) and (times[2] or bare != "source"):
+                # In a dataset of segments X_2 may be the third one as well as the one from 2 s: it is neither.
+                spans = [(index, entries[index].span) for index in by_video[video]]
+                fits += [(rank, index, "clip") for index, span in spans if (rank := _fits(span, times))]
         # The file of one clip is not that of another, which it fits less well: X_5 is segment 5, not the one from 5 s.
         best = min((rank for rank, _, _ in fits), default=None)
         for rank, index, holds in fits:
             if rank == best:
                 found.setdefault(index, []).append(((rank[0] == _BARE, is_sound, *rank, path.count("/"), path), holds))
-    matches = [_best(found.get(index)) for index in range(len(entries))]
-    return _settle_shared(entries, matches)
+    return [_ranked(found.get(index, [])) for index in range(len(entries))]
 
 
 _Candidate = tuple[tuple[bool, bool, int, float, int, str], Holds]
 
 
-def _best(candidates: list[_Candidate] | None) -> Match | None:
-    if not candidates:
-        return None
-    (*_, path), holds = min(candidates)
-    return Match(path, holds, len({key[-1] for key, _ in candidates}) - 1)
+def _ranked(several: list[_Candidate]) -> tuple[Match, ...]:
+    """Each file once, by what says most of it."""
+    files: dict[str, Holds] = {}
+    for (*_, path), holds in sorted(several):
+        files.setdefault(path, holds)
+    return tuple(Match(path, holds, len(files) - 1) for path, holds in files.items())
 
 
-def _settle_shared(entries: Sequence[Entry], matches: list[Match | None]) -> list[Match | None]:
-    """A file that two different clips are in is no single clip: it is the video that both are cut from."""
+def _composed(name: str) -> str:
+    """A name with accents as one letter each: macOS takes them apart."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def settle_shared(
+    entries: Sequence[Entry], matches: Sequence[Match | None], seconds: Mapping[str, float] | None = None
+) -> list[Match | None]:
+    """A file that two different clips are in is no single clip: it is the video that both are cut from, if its name
+    allows for that and it is long enough; and else nobody knows whose it is.
+
+    Args:
+        entries: the official clips.
+        matches: the file of each.
+        seconds: how long files are, as far as that is known.
+    """
     spans: dict[str, set[tuple[float, float | None]]] = {}
     for entry, each in zip(entries, matches, strict=True):
-        if each and each.holds == "either" and entry.span:
+        if each and entry.span:
             spans.setdefault(each.path, set()).add(entry.span)
-    return [
-        Match(each.path, "source", each.others)
-        if each and each.holds == "either" and len(spans.get(each.path, ())) > 1
-        else each
-        for each in matches
-    ]
+    settled: list[Match | None] = []
+    for each in matches:
+        if each and each.holds != "source" and len(spans.get(each.path, ())) > 1:
+            last = max(stop or start for start, stop in spans[each.path])
+            is_long = (seconds or {}).get(each.path, last) >= last - 0.5
+            holds: Holds = "source" if is_long else "nobody"
+            settled.append(Match(each.path, holds, each.others) if each.holds == "either" else None)
+        else:
+            settled.append(each)
+    return settled
 
 
 def _plain(name: str) -> str:

@@ -8,6 +8,7 @@ are the same for all (:mod:`avpipe.data_manifests.published`).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
@@ -108,6 +109,22 @@ class Read(Protocol):
         """
 
 
+NEXT_CLIP = "next_clip"
+"""Key of ``Clip.extra``: the id of the clip that follows this one."""
+
+_VIDEO_AND_TIMES = re.compile(r"(.{11})_(\d+(?:\.\d+)?)_(\d+(?:\.\d+)?)")
+
+
+def video_and_span(name: str) -> tuple[str, tuple[float, float]] | None:
+    """A clip's name taken apart, from the right, for a YouTube id may hold ``_``: ``G9zN5TTuGO4_000179_000189``.
+
+    Returns:
+        The YouTube id, start and stop in seconds; ``None``: it is no such name.
+    """
+    parts = _VIDEO_AND_TIMES.fullmatch(name)
+    return (parts[1], (float(parts[2]), float(parts[3]))) if parts else None
+
+
 REVERSED = "that end before they start, taken the other way round"
 BEYOND = "that end beyond their video, cut there"
 """What :func:`span_faults` repairs."""
@@ -137,6 +154,11 @@ def span_faults(start: float, stop: float, duration: float | None = None) -> tup
     # To the millisecond: 95.03999999999999 is 95.04.
     if duration is not None and round(stop, 3) > round(duration, 3):
         stop, repaired = duration, repaired or BEYOND
-    if not start < stop:
-        return (start, stop), "", f"no length: {start:g} to {stop:g} s"
-    return (start, stop), repaired, ""
+    fault = length_fault((start, stop))
+    return (start, stop), "" if fault else repaired, fault
+
+
+def length_fault(span: tuple[float, float]) -> str:
+    """Why a clip of these times cannot be; "" if it can."""
+    start, stop = span
+    return "" if start < stop else f"no length: {start:g} to {stop:g} s"

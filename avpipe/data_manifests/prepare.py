@@ -19,6 +19,7 @@ from avpipe.data_manifests.datasets import REGISTRY
 from avpipe.data_manifests.official import PublishedConfig
 from avpipe.data_manifests.probe import Probe, probe_files
 from avpipe.data_manifests.subset import Subset
+from avpipe.pipeline.clip import Clip
 from avpipe.pipeline.config import Config, parse_component
 from avpipe.pipeline.errors import DataError
 from avpipe.pipeline.files import atomic_write
@@ -81,9 +82,14 @@ def prepare(
     path = workspace.manifest(own_name)
     searched = media is not None or not is_published(module)
     table = ledger.ledger(
-        prepared.clips, prepared.left_out, prepared.official_clips, probed=look.has_looked, searched=searched
+        prepared.clips,
+        prepared.left_out,
+        prepared.official_clips,
+        probed=look.has_looked,
+        searched=searched,
+        annotated=prepared.annotated or None,
     )
-    former = _ids_of_former(path)
+    former, former_cuts = _ids_of_former(path), _cuts_of_former(path)
     with atomic_write(ledger_path(path)) as aside:
         told = ledger.rows(prepared.clips if searched else (), prepared.left_out)
         aside.write_text(ledger.as_csv(told), encoding="utf-8", errors="backslashreplace")
@@ -98,7 +104,31 @@ def prepare(
     )
     if former not in ("", header.ids_sha256) and (features := workspace.extracted(own_name)):
         return replace(header, notes=(*notes, _invalid(features)))
+    moved = sum(former_cuts.get(clip.clip_id, _cut(clip)) != _cut(clip) for clip in prepared.clips)
+    if moved and (features := workspace.extracted(own_name)):
+        return replace(header, notes=(*notes, _cut_otherwise(moved, features)))
     return header
+
+
+def _cut(clip: Clip) -> tuple[str, float, float | None]:
+    return clip.path, clip.start_seconds, clip.stop_seconds
+
+
+def _cuts_of_former(path: Path) -> dict[str, tuple[str, float, float | None]]:
+    """Which part of which file each clip was that could be read, in the manifest that stands there."""
+    try:
+        clips = manifest.read(path).clips
+    except DataError:
+        return {}
+    unread = {"missing", "unreadable"}
+    return {clip.clip_id: _cut(clip) for clip in clips if unread.isdisjoint(clip.extra.get(ledger.MEDIA, {}))}
+
+
+def _cut_otherwise(count: int, features: Sequence[str]) -> str:
+    return (
+        f"NOTE: {count:,} clips are other files or other parts of files than in the former manifest. The features of "
+        f"{', '.join(features)} are still those of the former ones where they were made: remove them to make them anew"
+    )
 
 
 def _ids_of_former(path: Path) -> str:
@@ -153,6 +183,10 @@ def _published(
     if media is not None and not media.is_dir():
         raise DataError(f"--media: expected a folder, got {media}: {'a file' if media.exists() else 'not there'}")
     official = module.read(config, AnnotationFiles(annotations, name, card, media))
+    if not official.entries:
+        has_none = card.official_clips and card.official_clips.keys().isdisjoint(config.splits)
+        hint = f"; published are {' and '.join(card.official_clips)} alone" if has_none else ""
+        raise DataError(f"{name}: its files name no clips of splits=[{','.join(config.splits)}]{hint}")
     return published.draw(
         name,
         official,

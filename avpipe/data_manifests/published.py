@@ -11,18 +11,30 @@ from typing import Any
 from avpipe.data_manifests.annotations import tidy
 from avpipe.data_manifests.dataset import Prepared
 from avpipe.data_manifests.ledger import MEDIA, LeftOut
-from avpipe.data_manifests.media_files import Holds, Match, is_media, match, paths_below, resolve
+from avpipe.data_manifests.media_files import (
+    Holds,
+    Match,
+    candidates,
+    is_media,
+    paths_below,
+    resolve,
+    settle_shared,
+)
 from avpipe.data_manifests.naming import hashed_id, safe_id
-from avpipe.data_manifests.official import Entry, Official, PublishedConfig
+from avpipe.data_manifests.official import NEXT_CLIP, Entry, Official, PublishedConfig
 from avpipe.data_manifests.probe import Probe
 from avpipe.data_manifests.subset import Subset
-from avpipe.pipeline.clip import Clip
+from avpipe.pipeline.clip import SPLITS, Clip
 from avpipe.pipeline.errors import DataError
 
 Look = Callable[[Path, Sequence[str]], Mapping[str, Probe] | None]
 """``(media root, paths) -> what is in each``; ``None``: nobody looks."""
 
 _SHOWN = 5
+_UNKNOWN = {
+    "either": "unknown: {path} has no length, which tells the whole video from the clip: say bare_names=source or clip",
+    "nobody": "unknown: several clips would be in {path}, and it ends before the last of them does",
+}
 
 
 def draw(
@@ -49,22 +61,24 @@ def draw(
     Raises:
         DataError: no media folder was given or nothing in it fits, or what bare YouTube ids stand for cannot be told.
     """
-    entries = _once_each(official.entries)
+    entries, left = _once_each(official.entries)
     ids = _ids(entries)
-    wanted, left = _wanted(entries, ids, subset)
+    wanted = _wanted(entries, ids, subset, left)
     bare: Holds = "source" if official.segments else "either"
     if config.bare_names != "auto":
         bare = "source" if config.bare_names == "source" else "clip"
-    matches = match(wanted, paths_below(media), bare) if media else [None] * len(wanted)
-    if media and not any(matches):
+    files = candidates(wanted, paths_below(media), bare) if media else [()] * len(wanted)
+    if media and wanted and not any(files):
         raise DataError(_nothing_fits(dataset, media, wanted))
-    probes = look(media_root, sorted({found.path for found in matches if found})) if media else {}
+    probes = look(media_root, sorted({found.path for several in files for found in several})) if media else {}
+    seconds = {path: probe.duration_seconds for path, probe in (probes or {}).items() if probe.duration_seconds}
+    matches = settle_shared(wanted, [_first_readable(several, probes) for several in files], seconds)
     _check_told(dataset, matches, probes)
     words = _Words()
     clips = []
     for entry, found in zip(wanted, matches, strict=True):
         out = LeftOut(clip_id=ids[entry.source_id], split=entry.split, reason="missing")
-        captions = words.tidied(entry.captions)
+        captions = tuple(filter(None, map(tidy, entry.captions)))
         if not captions:
             left.append(replace(out, reason="faulty", detail="no caption"))
         elif found is None and config.include != "all":
@@ -77,26 +91,43 @@ def draw(
                 left.append(replace(out, reason="unreadable", detail=unreadable))
             else:
                 clips.append(clip)
-    notes = [*official.notes, *words.notes(), *_media_notes(clips, matches), *_leaks(clips)]
+                words.count(entry.captions, captions)
+    _unlink(clips)
+    notes = [*official.notes, *words.notes(), *(_media_notes(clips, files, matches) if media else ()), *_leaks(clips)]
     return Prepared(
         clips=tuple(clips),
         media_root=media_root,
         notes=tuple(notes),
         left_out=tuple(left),
         official_clips=dict(official.counts),
+        annotated=Counter(entry.split for entry in official.entries),
     )
 
 
+def _first_readable(several: Sequence[Match], probes: Mapping[str, Probe] | None) -> Match | None:
+    """The likeliest file of a clip that can be read; the likeliest, where none can, or nobody looked."""
+    readable = (found for found in several if probes and probes[found.path].is_readable)
+    return next(readable, several[0] if several else None)
+
+
+def _unlink(clips: list[Clip]) -> None:
+    """Drop links to a next clip that the manifest does not hold."""
+    held = {clip.clip_id for clip in clips}
+    for index, clip in enumerate(clips):
+        if clip.extra.get(NEXT_CLIP, clip.clip_id) not in held:
+            extra = {key: value for key, value in clip.extra.items() if key != NEXT_CLIP}
+            clips[index] = replace(clip, extra=extra)
+
+
 def _wanted(
-    entries: Sequence[Entry], ids: Mapping[str, str], subset: Subset | None
-) -> tuple[list[Entry], list[LeftOut]]:
-    """The official clips to look for, and those that are not.
+    entries: Sequence[Entry], ids: Mapping[str, str], subset: Subset | None, left: list[LeftOut]
+) -> list[Entry]:
+    """The official clips to look for; the others are added to ``left``.
 
     Raises:
         DataError: the subset names none of them.
     """
     wanted: list[Entry] = []
-    left: list[LeftOut] = []
     for entry in entries:
         out = LeftOut(clip_id=ids[entry.source_id], split=entry.split, reason="not_listed")
         if subset is not None and not subset.holds(out.clip_id, entry):
@@ -107,7 +138,7 @@ def _wanted(
             wanted.append(entry)
     if subset is not None:
         subset.check()
-    return wanted, left
+    return wanted
 
 
 def _clip(
@@ -122,6 +153,10 @@ def _clip(
 ) -> Clip:
     probe = (probes or {}).get(found.path) if is_here else None
     holds = resolve(found.holds, entry.span, probe.duration_seconds if probe else None)
+    unknown = ""
+    if is_here and holds in ("either", "nobody"):  # a file that takes its place is not to be cut wrongly
+        unknown = _UNKNOWN[holds].format(path=found.path)
+        found = _to_come(entry, segments=False)
     start, stop = entry.span if entry.span and holds == "source" else (0.0, None)
     extra: dict[str, Any] = {} if clip_id == entry.source_id else {"id": entry.source_id}
     if entry.video:
@@ -129,7 +164,9 @@ def _clip(
     if entry.span and holds != "source":
         extra["source_seconds"] = list(entry.span)
     extra |= entry.extra
-    if probe:
+    if unknown and (probe is None or probe.is_readable):
+        extra[MEDIA] = {"unreadable": unknown}
+    elif probe:
         extra[MEDIA] = facts(probe, start, stop)
     elif not is_here:
         extra[MEDIA] = {"missing": True}
@@ -177,27 +214,23 @@ def _to_come(entry: Entry, *, segments: bool) -> Match:
     return Match(entry.source_id if is_media(entry.source_id) else f"{entry.source_id}.mp4", "clip")
 
 
-def _once_each(entries: Sequence[Entry]) -> list[Entry]:
+def _once_each(entries: Sequence[Entry]) -> tuple[list[Entry], list[LeftOut]]:
     """The entries, of which none is in two splits: what is in the test split must not be learnt from."""
     splits: dict[str, set[str]] = defaultdict(set)
     for entry in entries:
         splits[entry.source_id].add(entry.split)
     kept: list[Entry] = []
-    seen: set[tuple[str, str]] = set()
+    left: list[LeftOut] = []
+    seen: set[str] = set()
     for entry in entries:
-        own = max(splits[entry.source_id], key=("train", "val", "test").index)
-        key = (entry.source_id, entry.split)
-        if own == entry.split and key not in seen:
+        own = max(splits[entry.source_id], key=SPLITS.index)
+        if own == entry.split and entry.source_id not in seen:
             kept.append(entry)
+            seen.add(entry.source_id)
         else:
             why = f"it is in the {own} split" if own != entry.split else "it is there already"
-            kept.append(_replaced(entry, why))
-        seen.add(key)
-    return kept
-
-
-def _replaced(entry: Entry, fault: str) -> Entry:
-    return replace(entry, source_id=f"{entry.source_id} (again, {entry.split})", fault=fault)
+            left.append(LeftOut(clip_id=safe_id(entry.source_id), split=entry.split, reason="faulty", detail=why))
+    return kept, left
 
 
 def _ids(entries: Sequence[Entry]) -> dict[str, str]:
@@ -214,20 +247,17 @@ def _ids(entries: Sequence[Entry]) -> dict[str, str]:
 
 
 class _Words:
-    """Tidies captions, and counts what was not tidy."""
+    """Counts what was not tidy in the captions of the manifest."""
 
     def __init__(self) -> None:
         self._seen: Counter[str] = Counter()
 
-    def tidied(self, captions: Sequence[str]) -> tuple[str, ...]:
-        """Captions on one line each, without those in which no word is left."""
-        tidy_ones = [tidy(caption) for caption in captions]
-        kept = tuple(caption for caption in tidy_ones if caption)
-        self._seen["tidied"] += sum(new not in ("", old) for new, old in zip(tidy_ones, captions, strict=True))
-        self._seen["empty"] += len(captions) - len(kept)
+    def count(self, official: Sequence[str], kept: Sequence[str]) -> None:
+        """Note the captions of a clip, as they are in the files and in the manifest."""
+        self._seen["tidied"] += sum(tidy(caption) not in ("", caption) for caption in official)
+        self._seen["empty"] += len(official) - len(kept)
         self._seen["twice"] += len(kept) - len(set(kept))
         self._seen["foreign"] += sum(not caption.isascii() for caption in kept)
-        return kept
 
     def notes(self) -> list[str]:
         said = {
@@ -239,14 +269,26 @@ class _Words:
         return [f"{words}: {self._seen[what]:,}" for what, words in said.items() if self._seen[what]]
 
 
-def _media_notes(clips: Sequence[Clip], matches: Sequence[Match | None]) -> list[str]:
+def _media_notes(clips: Sequence[Clip], files: Sequence[Sequence[Match]], matches: Sequence[Match | None]) -> list[str]:
     notes = []
-    several = sum(bool(each and each.others) for each in matches)
+    several = sum(len(each) > 1 for each in files)
     if several:
-        notes.append(f"clips with several files, of which the first by name and times was taken: {several:,}")
+        notes.append(f"clips with several files, of which the likeliest that can be read was taken: {several:,}")
+    if disputed := sum(bool(each) and found is None for each, found in zip(files, matches, strict=True)):
+        notes.append(f"clips whose file another clip has as much claim to, given to none: {disputed:,}")
     if cut := [clip.path for clip in clips if clip.stop_seconds is not None]:
         notes.append(f"clips that are cut out of longer files: {len(cut):,}, of {len(set(cut)):,} files")
+    if odd := [clip.clip_id for clip in clips if _is_odd(clip)]:
+        shown = ", ".join(odd[:_SHOWN]) + (", ..." if len(odd) > _SHOWN else "")
+        notes.append(f"clips whose file is much shorter or longer than they should be: {len(odd):,} ({shown})")
     return notes
+
+
+def _is_odd(clip: Clip) -> bool:
+    """Whether what is on disk of a clip is far from its official length: another clip's file, or a whole video."""
+    start, stop = clip.extra.get("source_seconds", (clip.start_seconds, clip.stop_seconds))
+    seconds = clip.extra.get(MEDIA, {}).get("duration_seconds")
+    return stop is not None and seconds is not None and abs(seconds - (stop - start)) > max(2.0, (stop - start) / 3)
 
 
 def _leaks(clips: Sequence[Clip]) -> list[str]:

@@ -67,7 +67,9 @@ class Subset:
 
     def holds_id(self, clip_id: str, extra: Mapping[str, Any]) -> bool:
         """The same of a clip of a manifest."""
-        found = self.ids.intersection(map(plain, (clip_id, str(extra.get("id", "")), str(extra.get("video", "")))))
+        own = (str(extra.get(key, "")) for key in ("id", "video", "number"))
+        names = (clip_id, *own, *extra.get("audiocap_ids", ()))
+        found = self.ids.intersection(map(plain, names))
         self.used |= found
         return bool(found)
 
@@ -116,7 +118,7 @@ def ids_in(name: str, text: str, where: str, split: str = "") -> list[str]:
     if ending == "json":
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise DataError(f"{where}: {_FORM}; got no JSON: {error}") from None
         if split:
             values = (
@@ -142,8 +144,18 @@ def ids_in(name: str, text: str, where: str, split: str = "") -> list[str]:
         key = next((spelt[name.lower()] for name in _KEYS if name.lower() in spelt), None)
         if key is None:
             raise DataError(f"{where}: {_FORM}; got the columns {', '.join(lines.fieldnames or ['none'])}")
-        return [(row[key] or "").strip() for row in lines]
-    return [line.split()[0].strip(",\"'") for line in text.splitlines() if line.strip()]
+        try:
+            return [(row[key] or "").strip() for row in lines]
+        except csv.Error as error:
+            raise DataError(f"{where}: {_FORM}; got no CSV: line {lines.line_num}: {error}") from None
+    return [_of_line(line.strip()) for line in text.splitlines() if line.strip()]
+
+
+def _of_line(line: str) -> str:
+    """The first word of a line; all of it where it is the name of a file, which may hold blanks."""
+    from avpipe.data_manifests.media_files import is_media
+
+    return (line if is_media(line) else line.split(maxsplit=1)[0]).strip(",\"'")
 
 
 def _spellings(split: str) -> list[str]:

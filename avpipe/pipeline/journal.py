@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -81,7 +82,9 @@ class Journal:
                 with storage_errors(self._path):
                     self._compact(file)
         finally:
-            file.close()  # and with it the lock
+            # And with it the lock. What could not be written to a full disk is tried once more, and was told already.
+            with suppress(OSError) if kind else storage_errors(self._path):
+                file.close()
 
     def _read(self, data: bytes) -> None:
         lines = data.splitlines()

@@ -10,7 +10,7 @@ from avpipe.pipeline.remote import RemotePath
 
 
 def place(text: str | Path) -> Path:
-    """The place that a user names: ``"data"``, ``"/data"``, ``"s3://bucket/data"``.
+    """The place that a user names: ``"data"``, ``"~/data"``, ``"/data"``, ``"s3://bucket/data"``.
 
     What comes back for a URL is a :class:`~avpipe.pipeline.remote.RemotePath`. It passes for a ``Path``: it has the
     methods that avpipe uses.
@@ -20,7 +20,7 @@ def place(text: str | Path) -> Path:
         MissingPackageError: the package for that storage is not installed.
     """
     if not isinstance(text, str) or "://" not in text:
-        return cast(Path, text) if isinstance(text, RemotePath) else Path(text)
+        return cast(Path, text) if isinstance(text, RemotePath) else Path(text).expanduser()
     if text.startswith("file://"):
         return Path(text.removeprefix("file://"))
     return cast(Path, RemotePath.parse(text))

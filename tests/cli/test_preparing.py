@@ -118,6 +118,18 @@ def test_cards_are_listed_with_the_ledger(avpipe: Avpipe, toy: dict[str, Path]) 
     assert told["datasets"]["vatex"]["official_clips"]["train"] == 25991
 
 
+def test_a_dataset_of_ones_own_is_listed_under_its_name(avpipe: Avpipe, tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").touch()
+    (tmp_path / "captions.json").write_text('{"a": "a dog barks"}', encoding="utf-8")
+    places = ("--media", tmp_path / "videos", "--annotations", tmp_path / "captions.json", "-w", tmp_path / "own")
+    assert avpipe("prepare", "folder", "dataset=mine", "--no-probe", *places).status == 0
+    for words in (["ls", "datasets"], ["ls", "datasets", "mine"]):
+        said = avpipe(*words, "-w", tmp_path / "own")
+        assert said.status == 0
+        assert "  mine  Your own data" in said.out
+
+
 def test_a_damaged_manifest_is_listed_as_one(avpipe: Avpipe, toy: dict[str, Path]) -> None:
     prepare(avpipe, toy, "--no-probe")
     (toy["workspace"] / "manifests" / "vatex.json").write_text("{", encoding="utf-8")
@@ -157,6 +169,7 @@ def test_a_published_dataset_through_all_stages(avpipe: Avpipe, toy: dict[str, P
     said = avpipe(*score, "--intersect", tmp_path / "latest.json")
     told = json.loads(said.out)
     assert (told["split"], told["scored"]) == ("test-within-latest", 1)
+    assert "1 of the 1 ids in latest.json are clips here" in told["notes"]
     assert "split:test-within-latest@" in told["signatures"]["Bleu_1"]
     assert (toy["workspace"] / "runs" / "tiny" / "scores" / "test-within-latest.json").exists()
     (tmp_path / "other.json").write_text('["nothing"]', encoding="utf-8")

@@ -321,7 +321,7 @@ def howto100m() -> Release:
         media=["-dog_barks1.mp4", "videos/rain_falls-.webm"],
         clips={
             "train": [
-                "-dog_barks1_500_9000",
+                "-dog_barks1_500_8500",
                 "-dog_barks1_8500_12000",
                 "-dog_barks1_40000_52000",
                 "rain_falls-_1000_10000",

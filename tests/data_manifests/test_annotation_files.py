@@ -69,6 +69,19 @@ def test_two_files_of_one_name_are_fine_if_they_are_the_same(tmp_path: Path) -> 
     assert files(tmp_path).need("train.csv").text("text") == "content"
 
 
+def test_a_file_and_what_it_was_unpacked_from_are_the_same(tmp_path: Path) -> None:
+    put(tmp_path / "train.csv")
+    put(tmp_path / "train.csv.gz", gzip.compress(b"content"))
+    assert files(tmp_path).need("train.csv").text("text") == "content"
+
+
+def test_an_archive_that_nobody_needs_may_be_damaged(tmp_path: Path) -> None:
+    put(tmp_path / "videos.zip", "half a download")
+    put(tmp_path / "train.csv")
+    assert files(tmp_path).find("val.csv", "valid.csv") is None
+    assert files(tmp_path).need("train.csv").text("text") == "content"
+
+
 def test_two_files_of_one_name_that_differ_are_refused(tmp_path: Path) -> None:
     put(tmp_path / "dataset" / "train.csv", "1")
     put(tmp_path / "dataset2.0" / "train.csv", "2")
@@ -90,6 +103,23 @@ def test_a_single_file_may_be_given(tmp_path: Path) -> None:
     put(tmp_path / "val.csv")
     assert files(path).need("train.csv").text("text") == "content"
     assert files(path).find("val.csv") is None
+
+
+def test_a_single_file_is_the_one_that_is_wanted_whatever_it_is_called(tmp_path: Path) -> None:
+    path = put(tmp_path / "vatex_validation.excerpt150.json")
+    assert files(path).need("vatex_validation_v1.0.json").text("text") == "content"
+    one = {"val": ("vatex_validation_v1.0.json",)}
+    assert files(path).by_split(one, ["val"])["val"].name == "vatex_validation.excerpt150.json"
+    both = {**one, "test": ("vatex_public_test_english_v1.1.json",)}
+    with pytest.raises(DataError, match=r"did not find .*\(val\); .*\(test\)"):
+        files(path).by_split(both, ["val", "test"])
+
+
+def test_a_renamed_file_is_shown_first(tmp_path: Path) -> None:
+    for name in ("a.json", "b.json", "vatex_validation_v1.0.excerpt150.json", "z.json"):
+        put(tmp_path / name)
+    with pytest.raises(DataError, match=r"There is vatex_validation_v1.0.excerpt150.json, "):
+        files(tmp_path).need("vatex_validation_v1.0.json")
 
 
 def test_a_file_is_found_in_the_archive_it_came_in(tmp_path: Path) -> None:
@@ -132,7 +162,7 @@ def test_what_is_missing_is_said_with_what_is_there(tmp_path: Path) -> None:
         files(tmp_path).by_split({"train": ("train.csv", "Train.csv"), "val": ("val.csv",)}, ["train", "val"])
     assert str(raised.value) == (
         f"--annotations: looked in {tmp_path} and its sub-folders and zip files for the files of toy, and did not find "
-        f"train.csv or Train.csv (train). There is readme.txt, val.csv. They come from https://example.org/toy. "
+        f"train.csv or Train.csv (train). There is val.csv, readme.txt. They come from https://example.org/toy. "
         f"Or leave it out: splits=[val]"
     )
 
@@ -231,5 +261,5 @@ def test_a_member_of_an_archive_that_is_damaged_is_refused(tmp_path: Path) -> No
 
 def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
     put(tmp_path / "a.zip", "<html>sign in</html>")
-    with pytest.raises(DataError, match=r"a.zip: expected a zip file with a.json, but it cannot be read"):
+    with pytest.raises(DataError, match=r"did not find a.json. .*a.zip cannot be read .*get it again"):
         files(tmp_path).need("a.json")

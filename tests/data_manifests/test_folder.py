@@ -82,6 +82,11 @@ def test_parts_of_a_file_are_clips_and_stay_together(prepare: Prepare) -> None:
     assert len({clip.split for clip in clips}) == 1
 
 
+def test_two_people_may_tell_of_the_same_part_of_a_video(prepare: Prepare) -> None:
+    rows = [{"id": f"p{i}", "file": "long.mp4", "start": 1, "stop": 2, "caption": "x"} for i in range(2)]
+    assert [clip.clip_id for clip in prepare(["long.mp4"], rows).clips] == ["p0", "p1"]
+
+
 def test_whitespace_is_tidied_and_counted(prepare: Prepare) -> None:
     prepared = prepare(["a.mp4"], {"a": ["one\ntwo", ' "three"\t🐕', "four"]})
     assert prepared.clips[0].captions == ("one two", '"three" 🐕', "four")

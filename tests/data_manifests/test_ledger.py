@@ -123,8 +123,8 @@ COUNTS = {
 
 def test_counts_that_add_up_are_taken_as_they_are() -> None:
     assert SplitLedger(**COUNTS).to_json() == COUNTS
-    # What is not known is not added.
-    SplitLedger(**{**COUNTS, "missing": None, "on_disk": None})
+    # Where nobody looked for files, the others are those in the manifest.
+    SplitLedger(**{**COUNTS, "missing": None, "on_disk": None, "clips": 6})
     SplitLedger(**{**COUNTS, "unreadable": None, "with_audio": None, "silent": None})
 
 
@@ -134,6 +134,7 @@ def test_counts_that_add_up_are_taken_as_they_are() -> None:
         ({"annotated": 9}, "expected not_listed . faulty . missing . on_disk = 9, got 8"),
         ({"missing": 0}, "= 8, got 6"),
         ({"not_listed": 2}, "= 8, got 9"),
+        ({"missing": None, "on_disk": None}, "= 8, got 6"),
         ({"silent": 4}, "expected silent <= with_audio <= on_disk - unreadable, got .*'silent': 4"),
         ({"with_audio": 4}, "with_audio <= on_disk - unreadable, got .*'with_audio': 4"),
         ({"unreadable": 2}, "with_audio <= on_disk - unreadable, got .*'unreadable': 2"),
@@ -142,6 +143,14 @@ def test_counts_that_add_up_are_taken_as_they_are() -> None:
 def test_counts_that_do_not_add_up_are_refused(change: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SplitLedger(**{**COUNTS, **change})
+
+
+def test_a_clip_that_was_lost_on_the_way_is_noticed() -> None:
+    """The sums are held against what was counted before anything was sorted out."""
+    clips, left = [clip("a"), clip("b")], [gone("c", "faulty")]
+    assert ledger(clips, left, {}, probed=False, annotated={"train": 3})["train"].annotated == 3
+    with pytest.raises(ValueError, match="on_disk = 4, got 3"):
+        ledger(clips, left, {}, probed=False, annotated={"train": 4})
 
 
 def test_what_is_wrong_is_told_clip_by_clip() -> None:

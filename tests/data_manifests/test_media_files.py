@@ -174,7 +174,7 @@ def test_a_file_of_two_segments_is_the_source_of_both() -> None:
     assert match(entries[:1], [file], "either") == [Match(file, "either")]
     # The same segment twice, in two splits perhaps, tells nothing.
     assert match(entries[:1] * 2, [file], "either") == [Match(file, "either")] * 2
-    assert match(entries, [file], "clip") == [Match(file, "clip")] * 2
+    assert match(entries, [file], "clip") == [None] * 2  # it is one of them, and nobody knows which
 
 
 def test_a_file_of_one_segment_is_not_taken_for_another_that_starts_there() -> None:
@@ -192,6 +192,13 @@ def test_the_number_of_a_segment_is_no_start() -> None:
     # YouCook2 and BDD-X number their segments: X_5 is the fifth, whatever starts at 5 s.
     entries = [entry(start=5, stop=9, source_id=f"{VIDEO}_0"), entry(start=80, stop=90, source_id=f"{VIDEO}_5")]
     assert paths_of(entries, [f"{VIDEO}_5.mp4"]) == [None, f"{VIDEO}_5.mp4"]
+
+
+def test_of_segments_a_single_number_says_nothing() -> None:
+    # X_0, X_1, ... may be the segments in order, or where they start.
+    entries = [entry(start=0.8, stop=20, source_id="a"), entry(start=17, stop=60, source_id="b")]
+    assert match(entries, [f"{VIDEO}_0.mp4", f"v_{VIDEO}_1.mp4"], "source") == [None, None]
+    assert match(entries, [f"{VIDEO}_17_60.mp4"], "source") == [None, Match(f"{VIDEO}_17_60.mp4", "clip")]
 
 
 @pytest.mark.parametrize("file", ["700.mp4", "500_620.mp4", "0_600.mp4", "0_2.mp4"])

@@ -108,6 +108,43 @@ def test_a_user_may_say_what_bare_ids_stand_for(bare_names: str, start: float, t
     assert clip.start_seconds == start
 
 
+def test_a_shared_file_too_short_for_all_is_nobody_s(tmp_path: Path) -> None:
+    """Ten seconds cannot be the video that [2, 12) and [30, 40) are cut from."""
+    both = [entry(start=2.0), entry(start=30.0)]
+    clips = clips_of(both, {f"{DOG}.mp4": seen(10.0)}, tmp_path).clips
+    assert [clip.path for clip in clips] == [f"{DOG}_2.mp4", f"{DOG}_30.mp4"]
+    why = f"unknown: several clips would be in {DOG}.mp4, and it ends before the last of them does"
+    assert [clip.extra["media"] for clip in clips] == [{"unreadable": why}] * 2
+
+
+def test_a_clip_named_file_of_two_clips_is_nobody_s(tmp_path: Path) -> None:
+    both = [entry(start=0.0), entry(start=0.0, source_id=f"{DOG}_again")]
+    both[1] = Entry(source_id=f"{DOG}_again", split="train", captions=("x",), video=DOG, span=(0.0, 60.0))
+    found = clips_of([*both, entry(RAIN)], [f"{DOG}-0.mp4", f"{RAIN}_30.mp4"], tmp_path)
+    assert [clip.clip_id for clip in found.clips] == [f"{RAIN}_30"]
+    assert "clips whose file another clip has as much claim to, given to none: 2" in found.notes
+
+
+def test_of_several_files_one_that_can_be_read_is_taken(tmp_path: Path) -> None:
+    files = {f"a/{DOG}_30.gif": BROKEN, f"b/{DOG}_30.mp4": seen()}
+    (clip,) = clips_of([entry()], files, tmp_path).clips
+    assert clip.path == f"b/{DOG}_30.mp4"
+    (broken,) = clips_of([entry()], {f"a/{DOG}_30.gif": BROKEN, f"b/{DOG}_30.mp4": BROKEN}, tmp_path).clips
+    assert broken.path == f"a/{DOG}_30.gif"
+
+
+def test_a_link_to_a_clip_that_is_not_here_is_dropped(tmp_path: Path) -> None:
+    rows = [entry(extra={"next_clip": f"{DOG}_50"}), entry(start=50.0, extra={"next_clip": f"{DOG}_70"})]
+    clips = clips_of(rows, [f"{DOG}_30.mp4", f"{DOG}_50.mp4"], tmp_path).clips
+    assert [clip.extra.get("next_clip") for clip in clips] == [f"{DOG}_50", None]
+
+
+def test_accents_are_the_same_taken_apart_or_not(tmp_path: Path) -> None:
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    (clip,) = clips_of([entry(source_id=composed)], [f"{apart}.mp4"], tmp_path).clips
+    assert clip.path == f"{apart}.mp4"
+
+
 def test_segments_are_always_cut_out_of_their_video(tmp_path: Path) -> None:
     (clip,) = clips_of([entry()], [f"v_{DOG}.mkv"], tmp_path, segments=True).clips
     assert (clip.path, clip.start_seconds, clip.stop_seconds) == (f"v_{DOG}.mkv", 30.0, 40.0)
@@ -116,6 +153,26 @@ def test_segments_are_always_cut_out_of_their_video(tmp_path: Path) -> None:
 def test_where_a_clip_comes_from_is_kept(tmp_path: Path) -> None:
     (clip,) = clips_of([entry()], [f"{DOG}_30.mp4"], tmp_path).clips
     assert clip.extra == {"video": DOG, "source_seconds": [30.0, 40.0]}
+
+
+def test_what_cannot_be_opened_is_not_cut_by_a_guess(tmp_path: Path) -> None:
+    """A good file that takes its place later is the whole video, perhaps."""
+    found = clips_of([entry(), entry(RAIN)], {f"{DOG}.mp4": BROKEN, f"{RAIN}.mp4": seen(None)}, tmp_path)
+    assert [clip.path for clip in found.clips] == [f"{DOG}_30.mp4", f"{RAIN}_30.mp4"]
+    assert ["unreadable" in clip.extra["media"] for clip in found.clips] == [True, True]
+
+
+@pytest.mark.parametrize(("seconds", "is_odd"), [(10.0, False), (7.0, False), (13.0, False), (5.0, True), (60.0, True)])
+def test_files_of_another_length_are_told(seconds: float, is_odd: bool, tmp_path: Path) -> None:
+    notes = clips_of([entry()], {f"{DOG}_30.mp4": seen(seconds)}, tmp_path).notes
+    assert any("much shorter or longer" in note and f"1 ({DOG}_30)" in note for note in notes) is is_odd
+
+
+def test_only_captions_of_the_manifest_are_counted(tmp_path: Path) -> None:
+    rows = [entry(DOG, 30.0, "train", "a  b"), entry(DOG, 50.0, "train", "a  b", "a b")]
+    assert clips_of(rows, [f"{DOG}_30.mp4"], tmp_path).notes == (
+        "captions with line breaks, surplus or surrounding blanks, made single blanks: 1",
+    )
 
 
 # -- what is in the manifest -------------------------------------------------------------------------------------------
@@ -203,7 +260,7 @@ def test_captions_are_tidied_and_counted(tmp_path: Path) -> None:
     assert [(each.reason, each.detail) for each in found.left_out] == [("faulty", "no caption")]
     assert found.notes[:4] == (
         "captions with line breaks, surplus or surrounding blanks, made single blanks: 2",
-        "empty captions, left out: 3",
+        "empty captions, left out: 1",
         "captions that say word for word what another one of their clip says, kept: 2",
         "captions with letters beyond ASCII, kept: 1",
     )
@@ -274,7 +331,7 @@ def test_no_file_that_fits_is_refused_with_examples(tmp_path: Path) -> None:
 def test_several_files_of_a_clip_are_told(tmp_path: Path) -> None:
     found = clips_of([entry()], [f"wav/{DOG}_30.wav", f"video/{DOG}_30.webm"], tmp_path)
     assert found.clips[0].path == f"video/{DOG}_30.webm"
-    assert "clips with several files, of which the first by name and times was taken: 1" in found.notes
+    assert "clips with several files, of which the likeliest that can be read was taken: 1" in found.notes
 
 
 # -- times -------------------------------------------------------------------------------------------------------------

@@ -63,7 +63,9 @@ def test_vatex_speaks_chinese(tmp_path: Path) -> None:
 
 
 def test_the_public_test_of_vatex_has_no_chinese(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"vatex_public_test_english_v1.1.json: expected .* no row has 'chCap'"):
+    with pytest.raises(
+        DataError, match=r"vatex_public_test_english_v1.1.json: expected .* English ones alone.* splits=.train,val."
+    ):
         read("vatex", tmp_path, language="zh")
 
 
@@ -119,8 +121,18 @@ def test_a_list_of_something_else_is_no_list_of_vatex(tmp_path: Path) -> None:
         read("latest_vatex", tmp_path, {"train_ids.txt": "video1\nvideo2\n"})
 
 
+def test_latest_is_no_test(tmp_path: Path) -> None:
+    """A list whose name has "test" in "latest" is not that of the test split."""
+    lists = json.dumps({"train": ["CBL6uetTPHg"], "val": ["CBL6uetTPHg"], "test": ["CBL6uetTPHg"]})
+    removed = ["train_ids.txt", "val_ids.json", "latest/test_clean.json"]
+    with pytest.raises(DataError, match=r"latest_train.txt: .*none of its 1 ids is one"):
+        read("latest_vatex", tmp_path, {"latest_train.txt": "nobody", "latest_ids.json": lists}, remove=removed)
+
+
 def test_latest_vatex_needs_lists(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"did not find a list of ids, \*val\*.txt or .* take all of it: prepare vatex"):
+    with pytest.raises(
+        DataError, match=r"did not find a list of ids with 'val' as a word of its name .* take all of it: prepare vatex"
+    ):
         read("latest_vatex", tmp_path, remove=["val_ids.json"])
 
 
@@ -436,7 +448,7 @@ def test_a_wrong_file_of_bddx_is_refused(changes: dict[str, str], message: str, 
 
 def test_a_clip_of_howto100m_knows_what_is_said_next(tmp_path: Path) -> None:
     official = read("howto100m", tmp_path)
-    first = one(official, "-dog_barks1_500_9000")
+    first = one(official, "-dog_barks1_500_8500")
     assert (first.captions, first.extra["next_clip"]) == (("so today we take the dog",), "-dog_barks1_8500_12000")
     following = one(official, "-dog_barks1_8500_12000")
     assert following.captions == ("and go",)  # "the dog" was said before
@@ -491,6 +503,26 @@ def test_merged_lines_lose_no_word_and_no_time(said: list[tuple[float, float, st
         assert line.stop - line.start <= SETTING.max_seconds or len(parts) >= 1
     if lines:
         assert max(line.stop for line in merged) == max(line.stop for line in lines)
+
+
+@given(speech)
+def test_what_comes_next_is_not_what_is_said_already(said: list[tuple[float, float, str]]) -> None:
+    lines = sorted((Line(start, start + length, text) for start, length, text in said), key=lambda x: (x.start, x.stop))
+    apart = howto100m.without_overlap(lines)
+    assert [(line.start, line.text) for line in apart] == [(line.start, line.text) for line in lines]
+    entries = howto100m.clips_of("-dog_barks1", "train", apart, SETTING)
+    spans = {entry.source_id: entry.span for entry in entries}
+    for entry in entries:
+        if following := entry.extra.get("next_clip"):
+            assert spans[following][0] >= entry.span[1]  # type: ignore[index, operator]
+
+
+def test_a_line_ends_where_the_next_begins() -> None:
+    times = [(0.0, 9.0), (1.0, 3.0), (2.0, 20.0), (2.0, 21.0), (30.0, 31.0)]
+    lines = [Line(start, stop, "x") for start, stop in times]
+    spans = [(line.start, line.stop) for line in howto100m.without_overlap(lines)]
+    assert spans == [(0.0, 1.0), (1.0, 2.0), (2.0, 20.0), (2.0, 21.0), (30.0, 31.0)]
+    assert howto100m.without_overlap([]) == []
 
 
 @pytest.mark.parametrize(

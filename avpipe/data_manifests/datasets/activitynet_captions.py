@@ -77,7 +77,8 @@ def read(config: Config, files: AnnotationFiles) -> Official:
     """
     sets = {"train": "train"} | dict.fromkeys(config.reference_sets, "val")
     wanted = [name for name, split in sets.items() if split in config.splits]
-    found = files.by_split({name: (f"{name}.json",) for name in wanted}, wanted)
+    advice = "or take one person's annotations: reference_sets=[val_1]" if "val_2" in wanted else ""
+    found = files.by_split({name: (f"{name}.json",) for name in wanted}, wanted, advice=advice)
     repairs: Counter[str] = Counter()
     entries = [entry for name, file in found.items() for entry in _segments(file, name, sets[name], repairs)]
     counts = {split: sum(OFFICIAL[name] for name in wanted if sets[name] == split) for split in config.splits}

@@ -115,9 +115,10 @@ class _Matcher:
         start_seconds = row.start_seconds or 0.0
         if path is None or not captions:
             return None
-        self._own((path, start_seconds, row.stop_seconds), row.id, "ids of one and the same clip")
-        self._own(clip_id, row.id, "ids that become one clip id")
         is_part = row.start_seconds is not None or row.stop_seconds is not None
+        if not is_part:  # two people may have told of the same part of a video
+            self._own(path, row.id, "ids of one and the same clip")
+        self._own(clip_id, row.id, "ids that become one clip id")
         return Clip(
             clip_id=clip_id,
             dataset=self.config.dataset,

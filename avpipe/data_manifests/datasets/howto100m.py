@@ -16,6 +16,7 @@ million. There are no official splits: a few videos are drawn for validation.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,11 +24,12 @@ from typing import Any
 
 from pydantic import Field
 
-from avpipe.data_manifests.annotation_files import AnnotationFiles, OfficialFile
+from avpipe.data_manifests.annotation_files import UNREADABLE, AnnotationFiles, OfficialFile
 from avpipe.data_manifests.dataset import Card
 from avpipe.data_manifests.media_files import PREFIXES, is_media, paths_below
 from avpipe.data_manifests.naming import Ratios, draw_split
-from avpipe.data_manifests.official import Entry, Official, PublishedConfig
+from avpipe.data_manifests.official import NEXT_CLIP, Entry, Official, PublishedConfig
+from avpipe.pipeline.errors import DataError
 
 FILES = ("raw_caption.json", "caption.json")
 
@@ -93,6 +95,11 @@ def read(config: Config, files: AnnotationFiles) -> Official:
             wordless += not made
     if not videos:
         raise file.wrong(_EXPECTED, "it holds no videos")
+    if passed_over == videos:
+        raise DataError(
+            f"--media: none of the {videos:,} videos of {file.name} has a file below {files.media}. Looked for names "
+            f"like {video}.mp4, in any sub-folder and container"
+        )
     entries.sort(key=lambda entry: ("train", "val", "test").index(entry.split))
     notes = [f"splits drawn with seed {config.seed}"]
     if passed_over:
@@ -127,6 +134,8 @@ def _stream(file: OfficialFile) -> Iterator[tuple[str, dict[str, Any]]]:
             raise file.wrong(_EXPECTED, got) from None
         except ijson.JSONError as error:
             raise file.wrong(_EXPECTED, f"it is no JSON ({' '.join(str(error).split())[:80]})") from None
+        except UNREADABLE as error:
+            raise file.wrong(_EXPECTED, f"it cannot be read to its end ({error})") from None
 
 
 _KEYS = ("start", "end", "text")
@@ -147,7 +156,16 @@ def lines_of(file: OfficialFile, video: str, told: dict[str, list[Any]]) -> list
             continue  # where the recogniser heard nothing, NaN and null stand for words
         if text.strip() and math.isfinite(stop) and 0 <= start < stop:
             lines.append(Line(float(start), float(stop), " ".join(text.split())))
-    return sorted(lines, key=lambda line: (line.start, line.stop))
+    return without_overlap(sorted(lines, key=lambda line: (line.start, line.stop)))
+
+
+def without_overlap(lines: Sequence[Line]) -> list[Line]:
+    """Lines that end where the next one begins at the latest: one stays on the screen while the next is spoken."""
+    ended = [
+        replace(line, stop=min(line.stop, after.start)) if line.start < after.start else line
+        for line, after in itertools.pairwise(lines)
+    ]
+    return [*ended, *lines[-1:]]
 
 
 def clips_of(video: str, split: str, lines: Sequence[Line], config: Config) -> list[Entry]:
@@ -157,8 +175,9 @@ def clips_of(video: str, split: str, lines: Sequence[Line], config: Config) -> l
     entries = []
     for number, line in enumerate(merged):
         extra = {}
-        if number + 1 < len(merged) and merged[number + 1].start - line.stop <= config.max_gap_seconds:
-            extra["next_clip"] = ids[number + 1]
+        gap = merged[number + 1].start - line.stop if number + 1 < len(merged) else math.inf
+        if 0 <= gap <= config.max_gap_seconds:  # what is said within this clip is not what comes next
+            extra[NEXT_CLIP] = ids[number + 1]
         entries.append(
             Entry(
                 source_id=ids[number],

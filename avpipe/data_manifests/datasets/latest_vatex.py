@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from avpipe.data_manifests.annotation_files import AnnotationFiles, OfficialFile
+from avpipe.data_manifests.annotations import SPLIT_NAMES
 from avpipe.data_manifests.dataset import Card
 from avpipe.data_manifests.datasets import vatex
 from avpipe.data_manifests.official import Entry, Official, counts_of
@@ -40,10 +41,11 @@ CARD = Card(
     checked="nothing: the lists were not at hand (the train count is from the authors' own annotation file)",
 )
 
-_PATTERNS: Mapping[str, tuple[str, ...]] = {
-    split: tuple(f"*{word}*.{end}" for word in words for end in ("txt", "json", "csv"))
-    for split, words in {"train": ("train",), "val": ("val",), "test": ("test",)}.items()
+_WORDS: Mapping[str, frozenset[str]] = {
+    split: frozenset((split, *(other for other, own in SPLIT_NAMES.items() if own == split)))
+    for split in ("train", "val", "test")
 }
+"""What a list's file name must hold as a word of its own: "latest" is no test."""
 _EXPECTED = "a list of the ids of one split"
 
 
@@ -56,7 +58,10 @@ def read(config: vatex.Config, files: AnnotationFiles) -> Official:
     lists: dict[str, tuple[OfficialFile, frozenset[str]]] = {}
     for split in config.splits:
         if (found := _listed(files, split)) is None:
-            raise files.missing([f"a list of ids, {' or '.join(_PATTERNS[split])}"], "take all of it: prepare vatex")
+            raise files.missing(
+                [f"a list of ids with {split!r} as a word of its name (.txt, .json, .csv)"],
+                "take all of it: prepare vatex",
+            )
         lists[split] = found
     entries: list[Entry] = []
     notes: list[str] = []
@@ -68,7 +73,11 @@ def read(config: vatex.Config, files: AnnotationFiles) -> Official:
 def _listed(files: AnnotationFiles, split: str) -> tuple[OfficialFile, frozenset[str]] | None:
     """The list of a split: in a file of its own, or in one for all."""
     official = {name for names in vatex.FILES.values() for name in names}
-    own = [file for file in files.all(*_PATTERNS[split]) if not _is_official(file.name, official)]
+    own = [
+        file
+        for file in files.all("*.txt", "*.json", "*.csv")
+        if not _is_official(file.name, official) and _WORDS[split] & set(re.split(r"[^a-z]+", file.name.lower()))
+    ]
     if own:
         return own[0], frozenset(map(plain, ids_in(own[0].name, own[0].text(_EXPECTED), own[0].where, "")))
     for file in files.all("*ids*.json", "*latest*.json"):

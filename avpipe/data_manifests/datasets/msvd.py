@@ -28,7 +28,7 @@ from typing import Literal
 
 from avpipe.data_manifests.annotation_files import AnnotationFiles, OfficialFile
 from avpipe.data_manifests.dataset import Card
-from avpipe.data_manifests.official import Entry, Official, PublishedConfig, counts_of
+from avpipe.data_manifests.official import Entry, Official, PublishedConfig, counts_of, length_fault, video_and_span
 
 SENTENCES: Mapping[str, Sequence[str]] = {
     split: (f"sents_{split}_lc_nopunc.txt",) for split in ("train", "val", "test")
@@ -53,7 +53,6 @@ CARD = Card(
     checked="the whole mapping, split lists and processed validation file",
 )
 
-_NAME = re.compile(r"(.{11})_(\d+)_(\d+)")
 _PICKLE = "raw-captions.pkl is a pickle, which could run anything; take one of the three other forms"
 
 
@@ -120,7 +119,7 @@ def _mapping(files: AnnotationFiles, *, needed: bool) -> dict[str, str]:
     mapping = {}
     for line in file.lines(expected):
         name, _, number = line.strip().rpartition(" ")
-        if not (_NAME.fullmatch(name) and re.fullmatch(r"vid\d+", number)):
+        if not (video_and_span(name) and re.fullmatch(r"vid\d+", number)):
             raise file.wrong(expected, f"a line is {line[:60]!r}")
         mapping[name] = number
     return mapping
@@ -152,7 +151,7 @@ def _corpus(file: OfficialFile, config: Config) -> dict[str, list[str]]:
             continue
         try:
             start, stop = (int(float(row[key])) for key in ("Start", "End"))
-        except ValueError:
+        except (ValueError, OverflowError):
             continue  # the corpus has a few lines without a clip
         captions[f"{row['VideoID']}_{start}_{stop}"].append(row["Description"])
     if config.language not in languages:
@@ -168,24 +167,23 @@ def _descriptions(file: OfficialFile) -> dict[str, list[str]]:
         if line.startswith("#"):
             continue
         name, _, caption = line.partition(" ")
-        if not _NAME.fullmatch(name):
+        if not video_and_span(name):
             raise file.wrong(expected, f"a line is {line[:60]!r}")
         captions[name].append(caption)
     return captions
 
 
 def _entry(name: str, number: str, captions: Sequence[str]) -> Entry:
-    parts = _NAME.fullmatch(name)
-    span = (float(parts[2]), float(parts[3])) if parts else None
+    video, span = video_and_span(name) or ("", None)
     return Entry(
         source_id=name,
         split=_split(number),
         captions=tuple(captions),
-        video=parts[1] if parts else "",
+        video=video,
         span=span,
         names=(number,),
         extra={"number": number},
-        fault="" if captions else "no caption",
+        fault=(length_fault(span) if span else "") or ("" if captions else "no caption"),
     )
 
 

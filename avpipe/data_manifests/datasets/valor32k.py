@@ -12,14 +12,13 @@ One file a split. A row of ``desc_val.json`` as published::
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 from typing_extensions import TypedDict
 
 from avpipe.data_manifests.annotation_files import AnnotationFiles
 from avpipe.data_manifests.dataset import Card
-from avpipe.data_manifests.official import Entry, Official, PublishedConfig, counts_of
+from avpipe.data_manifests.official import Entry, Official, PublishedConfig, counts_of, length_fault, video_and_span
 
 FILES: Mapping[str, Sequence[str]] = {
     "train": ("desc_train.json",),
@@ -40,7 +39,6 @@ CARD = Card(
 )
 
 _FORM = 'a list of {"video_id": "<YouTube id>_<start>_<end>", "desc": "..."}'
-_ID = re.compile(r"(.{11})_(\d+(?:\.\d+)?)_(\d+(?:\.\d+)?)")
 
 
 class Config(PublishedConfig):
@@ -61,18 +59,18 @@ def read(config: Config, files: AnnotationFiles) -> Official:
     entries = []
     for split, file in files.by_split(FILES, config.splits).items():
         for number, row in enumerate(file.json(list[_Row], _FORM)):
-            parts = _ID.fullmatch(row["video_id"])
+            parts = video_and_span(row["video_id"])
             if parts is None:
                 raise file.wrong(_FORM, f"row {number} has the video_id {row['video_id']!r}")
-            start, stop = float(parts[2]), float(parts[3])
+            video, span = parts
             entries.append(
                 Entry(
                     source_id=row["video_id"],
                     split=split,
                     captions=(row["desc"],),
-                    video=parts[1],
-                    span=(start, stop),
-                    fault="" if start < stop else f"no length: {start:g} to {stop:g} s",
+                    video=video,
+                    span=span,
+                    fault=length_fault(span),
                 )
             )
     return Official(entries=entries, counts=counts_of(CARD.official_clips, config.splits))

@@ -16,7 +16,6 @@ in the dataset twice, with different times, one of them in different splits. The
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, NotRequired
 
@@ -24,7 +23,7 @@ from typing_extensions import TypedDict
 
 from avpipe.data_manifests.annotation_files import AnnotationFiles, OfficialFile
 from avpipe.data_manifests.dataset import Card
-from avpipe.data_manifests.official import Entry, Official, PublishedConfig, counts_of
+from avpipe.data_manifests.official import Entry, Official, PublishedConfig, counts_of, length_fault, video_and_span
 
 FILES: Mapping[str, Sequence[str]] = {
     "train": ("vatex_training_v1.0.json",),
@@ -45,7 +44,6 @@ CARD = Card(
 )
 
 _FORM = 'a list of {"videoID": "<YouTube id>_<start>_<end>", "enCap": [...], "chCap": [...]}'
-_ID = re.compile(r"(.{11})_(\d{6})_(\d{6})")
 
 
 class Config(PublishedConfig):
@@ -82,21 +80,24 @@ def clips_of(file: OfficialFile, split: str, language: str = "en") -> list[Entry
     key: Literal["enCap", "chCap"] = "enCap" if language == "en" else "chCap"
     rows = file.json(list[_Row], _FORM)
     for number, row in enumerate(rows):
-        parts = _ID.fullmatch(row["videoID"])
+        parts = video_and_span(row["videoID"])
         if parts is None:
             raise file.wrong(_FORM, f"row {number} has the videoID {row['videoID']!r}")
-        start, stop = float(parts[2]), float(parts[3])
+        video, span = parts
         entries.append(
             Entry(
                 source_id=row["videoID"],
                 split=split,
                 captions=tuple(row.get(key, ())),
-                video=parts[1],
-                span=(start, stop),
-                fault="" if start < stop else f"no length: {start:g} to {stop:g} s",
+                video=video,
+                span=span,
+                fault=length_fault(span),
             )
         )
     if rows and not any(entry.captions for entry in entries):
         what = "the file of the private test, which has no captions" if not any("enCap" in row for row in rows) else ""
+        if key == "chCap" and any(row.get("enCap") for row in rows):
+            raise file.wrong("captions in Chinese (language=zh)", "it has English ones alone, as the public test has: "
+                             "say splits=[train,val], or language=en")  # fmt: skip
         raise file.wrong(_FORM, f"no row has {key!r}" + (f": it may be {what}" if what else ""))
     return entries
