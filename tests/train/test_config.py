@@ -11,6 +11,8 @@ from avpipe.pipeline.errors import ConfigError, UnknownNameError
 from avpipe.train import decoders, fusions
 from avpipe.train.config import RunConfig, check, read, recipes
 
+FUSIONS = ", ".join(fusions.REGISTRY.names())
+
 
 def faults(*overrides: str, settings: dict[str, Any] | None = None, recipe: str = "default") -> list[str]:
     with pytest.raises(ConfigError) as caught:
@@ -98,7 +100,8 @@ def test_unknown_keys_name_the_nearest(text: str, nearest: str) -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(UnknownNameError, match=r"unknown fusion 'qfromer' \(did you mean 'qformer'\?\); known: concat"):
+    told = rf"unknown fusion 'qfromer' \(did you mean 'qformer'\?\); known: {FUSIONS}"
+    with pytest.raises(UnknownNameError, match=told):
         read("default", settings={"fusion": "qfromer"})
     with pytest.raises(UnknownNameError, match=r"unknown decoder 'lstm'.*; known: .*transformer"):
         read("default", ["decoder=lstm"])
@@ -109,10 +112,10 @@ def test_unknown_names() -> None:
 @pytest.mark.parametrize(
     ("values", "fault"),
     [
-        ({"fusion": 3}, "fusion: expected a name, or a mapping with a name, got 3; known: concat"),
+        ({"fusion": 3}, f"fusion: expected a name, or a mapping with a name, got 3; known: {FUSIONS}"),
         (
             {"fusion": {"layers": 2}},
-            "fusion: expected a name, or a mapping with a name, got {'layers': 2}; known: concat",
+            f"fusion: expected a name, or a mapping with a name, got {{'layers': 2}}; known: {FUSIONS}",
         ),
         ({"decoder": {"name": 5}}, "decoder: expected a name, or a mapping with a name, got {'name': 5}; known: "),
         ({"fusion": {"name": "concat", "heads": 5}}, "fusion: heads must divide width (96)"),
