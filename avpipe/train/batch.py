@@ -17,7 +17,7 @@ V     size of the vocabulary
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -58,10 +58,10 @@ class Batch:
         for name, data in self.features.items():
             if data.ndim != 3 or data.shape[0] != size:
                 raise ValueError(f"features[{name!r}]: expected shape ({size}, T, dim), got {tuple(data.shape)}")
-            for field in ("mask", "pts_seconds"):
-                got = getattr(self, field)[name].shape
+            for key in ("mask", "pts_seconds"):
+                got = getattr(self, key)[name].shape
                 if got != data.shape[:2]:
-                    raise ValueError(f"{field}[{name!r}]: expected shape {tuple(data.shape[:2])}, got {tuple(got)}")
+                    raise ValueError(f"{key}[{name!r}]: expected shape {tuple(data.shape[:2])}, got {tuple(got)}")
             if self.present[name].shape != (size,):
                 raise ValueError(f"present[{name!r}]: expected shape ({size},), got {tuple(self.present[name].shape)}")
         if self.tokens is not None and self.token_mask is not None and self.tokens.shape != self.token_mask.shape:
@@ -96,7 +96,8 @@ class AttentionMap:
 
     Attributes:
         layer: index of the layer.
-        queries: what asked: a feature set's name, or ``"all"`` for the concatenation of all streams.
+        queries: what asked: a feature set's name, or ``"all"`` for the concatenation of all streams. Some feature sets,
+            their rows one after the other, are named in that order: ``"sounds + words"``.
         keys: what was asked: the same kinds of names. A feature set's keys have the times ``batch.pts_seconds[keys]``
             where ``queries`` and ``keys`` differ in kind; see the fusion's docstring.
         weights: ``(B, H, queries, keys)``; rows sum to 1, padding and absent modalities get 0.
@@ -122,6 +123,7 @@ class Fused:
         sources: names of the feature sets.
         source: ``(S,)``, int64: index into ``sources``.
         attention: the fusion's own attention maps, where asked for.
+        aux: what objectives read; ``(B, ...)`` each. The fusion's docstring says which keys there are.
 
     Raises:
         ValueError: shapes do not fit one another.
@@ -133,16 +135,21 @@ class Fused:
     sources: tuple[str, ...]
     source: Tensor
     attention: tuple[AttentionMap, ...] = ()
+    aux: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.data.ndim != 3:
             raise ValueError(f"data: expected shape (B, S, W), got {tuple(self.data.shape)}")
-        for field in ("mask", "pts_seconds"):
-            got = getattr(self, field).shape
+        for key in ("mask", "pts_seconds"):
+            got = getattr(self, key).shape
             if got != self.data.shape[:2]:
-                raise ValueError(f"{field}: expected shape {tuple(self.data.shape[:2])}, got {tuple(got)}")
+                raise ValueError(f"{key}: expected shape {tuple(self.data.shape[:2])}, got {tuple(got)}")
         if self.source.shape != self.data.shape[1:2]:
             raise ValueError(f"source: expected shape {tuple(self.data.shape[1:2])}, got {tuple(self.source.shape)}")
+        for key, tensor in self.aux.items():
+            if tensor.shape[:1] != self.data.shape[:1]:
+                expected, got = self.data.shape[0], tuple(tensor.shape)
+                raise ValueError(f"aux[{key!r}]: expected shape ({expected}, ...), got {got}")
 
     def take(self, rows: Tensor) -> Fused:
         """The clips at ``rows`` (``(N,)``, int64, repeats allowed), for decoding several captions of a clip."""
@@ -152,4 +159,5 @@ class Fused:
             pts_seconds=self.pts_seconds[rows],
             sources=self.sources,
             source=self.source,
+            aux={key: tensor[rows] for key, tensor in self.aux.items()},
         )

@@ -30,6 +30,9 @@ def real_rows(fused: Fused) -> list[Tensor]:
 def assert_same(one: Fused, other: Fused) -> None:
     for left, right in zip(real_rows(one), real_rows(other), strict=True):
         torch.testing.assert_close(left, right, rtol=0, atol=1e-5)
+    assert set(one.aux) == set(other.aux)
+    for key, tensor in one.aux.items():
+        torch.testing.assert_close(tensor, other.aux[key], rtol=0, atol=1e-5, msg=key)
 
 
 def test_there_are_fusions() -> None:
