@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from avpipe.extract.encoders import cav_mae
 from avpipe.extract.media import AudioRequest, Frames
 from avpipe.extract.networks import cav_mae as networks
-from avpipe.extract.networks.cav_mae import AudioStream, CavMaeConfig, JointLayers, Trunk, VisualStream
+from avpipe.extract.networks.cav_mae import AudioStream, CavMaeConfig, Trunk, VisualStream
 from avpipe.pipeline.config import parse
 from avpipe.pipeline.errors import CheckpointError, ConfigError, MissingWeightsError, SkipClip, UsageError
 from avpipe.pipeline.features import Features
+from avpipe.pipeline.networks.cav_mae import NORMS, JointLayers
 
 from . import toys, toys_audio_visual
 
@@ -60,6 +61,10 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return toys_audio_visual.cav_mae_file(tmp_path_factory.mktemp("cav_mae") / "tiny.pth")
 
 
+def joint_layers(config: CavMaeConfig) -> JointLayers:
+    return JointLayers(config.dim, config.heads, config.joint_layers)
+
+
 def distance(one: Tensor, other: Tensor) -> float:
     return float((one.double() - other.double()).detach().abs().max())
 
@@ -70,7 +75,7 @@ def distance(one: Tensor, other: Tensor) -> float:
 def joint_error(wanted: str, modality: Any, dtype: torch.dtype = torch.float32) -> float:
     """Of the stored joint layers: what goes in is known in float32."""
     data = load(gzip.decompress(STORED.read_bytes()))
-    layers = JointLayers(CavMaeConfig(dim=24, heads=2, joint_layers=3))
+    layers = JointLayers(24, 2, 3)
     layers.load_state_dict({name.removeprefix("weights/"): value for name, value in data.items() if "weights/" in name})
     audio, visual = data["inputs/audio"], data["inputs/visual"]
     tokens = {"audio": audio, "visual": visual, "joint": torch.cat([audio, visual])}[wanted]
@@ -87,6 +92,37 @@ def test_joint_layers_equal_the_authors(wanted: str, modality: str | None, dtype
 @pytest.mark.parametrize(("wanted", "modality"), [("audio", "v"), ("audio", None), ("visual", "a"), ("joint", "a")])
 def test_norms_of_another_modality_show(wanted: str, modality: str | None) -> None:
     assert joint_error(wanted, modality) > 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_each_clip_may_have_its_own_norms(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layers = JointLayers(8, 2, 2).to(dtype)
+    with torch.no_grad():
+        for parameter in layers.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    tokens = torch.randn(3, 5, 8, dtype=dtype)
+    with torch.inference_mode():
+        together = layers(tokens, torch.tensor([2, 0, 1]))
+        for row, modality in enumerate([NORMS[2], NORMS[0], NORMS[1]]):
+            alone = layers(tokens[row : row + 1], modality)[0]
+            assert distance(together[row], alone) < (1e-5 if dtype == torch.float32 else 1e-12)
+            assert distance(together[row - 1], alone) > 1e-2
+
+
+def test_a_bias_hides_tokens_and_weights_tell_what_was_seen() -> None:
+    torch.manual_seed(0)
+    layers, tokens = JointLayers(8, 2, 2).double(), torch.randn(1, 5, 8, dtype=torch.float64)
+    bias = torch.zeros(1, 1, 1, 5, dtype=torch.float64)
+    bias[..., 3:] = torch.finfo(torch.float64).min
+    weights: list[Tensor] = []
+    with torch.inference_mode():
+        found = layers(tokens, bias=bias, weights=weights)
+        assert distance(found[:, :3], layers(tokens[:, :3])) < 1e-12
+        assert distance(found[:, :3], layers(tokens)[:, :3]) > 1e-3
+    assert [tuple(weight.shape) for weight in weights] == [(1, 2, 5, 5)] * 2
+    assert all((weight[..., 3:] == 0).all() for weight in weights)
+    assert all(distance(weight.sum(-1), torch.ones(())) < 1e-12 for weight in weights)
 
 
 def test_another_epsilon_shows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +236,7 @@ def test_golden_tokens_and_logits(name: str, dtype: torch.dtype) -> None:
     config, state, data = golden(name)
     tolerance = TOLERANCE[name] if dtype == torch.float32 else 1e-9
     compared, own, means = 0, {}, {}
-    joint = JointLayers(config).eval()
+    joint = joint_layers(config).eval()
     joint.load_state_dict({key: value for key, value in state.items() if key in joint.state_dict()})
     joint = joint.to(dtype)
     with torch.inference_mode():
@@ -238,7 +274,7 @@ def test_golden_tubes_of_avcap() -> None:
         assert compare(visual(data["visual"]), data, "av_tokens_video_captioning", 3e-5)
         assert audio.joint is not None
         both = torch.cat([audio.stream(data["audio"]), visual.stream(data["visual"])], dim=1)
-        joint = JointLayers(config)
+        joint = joint_layers(config)
         joint.load_state_dict({key: value for key, value in state.items() if key in joint.state_dict()})
         assert compare(joint(both), data, "av_tokens_captioning", 3e-5)
 
@@ -254,10 +290,10 @@ def test_golden_sines() -> None:
 @pytest.mark.parametrize(
     ("name", "frames", "parts"),
     [
-        ("cavmae_scale++_pretrain", 1, (AudioStream, VisualStream, JointLayers)),
-        ("cavmae_finetuned_audioset527", 1, (AudioStream, VisualStream, JointLayers)),
-        ("cavmae_finetuned_audio_only_class", 1, (AudioStream, JointLayers)),
-        ("avcap_8frames", 8, (AudioStream, VisualStream, JointLayers)),
+        ("cavmae_scale++_pretrain", 1, (AudioStream, VisualStream, joint_layers)),
+        ("cavmae_finetuned_audioset527", 1, (AudioStream, VisualStream, joint_layers)),
+        ("cavmae_finetuned_audio_only_class", 1, (AudioStream, joint_layers)),
+        ("avcap_8frames", 8, (AudioStream, VisualStream, joint_layers)),
     ],
 )
 def test_public_files_have_these_names_and_shapes(name: str, frames: int, parts: Any) -> None:

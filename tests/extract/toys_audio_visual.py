@@ -47,11 +47,12 @@ def beats_file(path: Path, **changed: Any) -> Path:
 
 def cav_mae_state(*, frames: int = 1, seed: int = 0) -> dict[str, Tensor]:
     """A CAV-MAE of width 64, one head, two layers for each modality and one joint layer; with a bit of a decoder."""
-    from avpipe.extract.networks.cav_mae import AudioStream, CavMaeConfig, JointLayers, VisualStream
+    from avpipe.extract.networks.cav_mae import AudioStream, CavMaeConfig, VisualStream
+    from avpipe.pipeline.networks.cav_mae import JointLayers
 
     config = CavMaeConfig(dim=64, heads=1, layers=2, joint_layers=1, frames=frames)
     torch.manual_seed(seed)
-    parts = [shaken(part(config)) for part in (AudioStream, VisualStream, JointLayers)]
+    parts = [shaken(part) for part in (AudioStream(config), VisualStream(config), JointLayers(64, 1, 1))]
     state = {name: tensor for part in parts for name, tensor in part.state_dict().items()}
     return {**state, "mask_token": torch.zeros(1, 1, 8), "decoder_blocks.0.attn.qkv.weight": torch.zeros(24, 8)}
 

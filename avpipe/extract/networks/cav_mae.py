@@ -2,11 +2,9 @@
 
 Gong et al., "Contrastive Audio-Visual Masked Autoencoder" (ICLR 2023), authors' code YuanGongND/cav-mae; with clips of
 several frames Kim et al., "AVCap" (Interspeech 2024), authors' code JongSuk1/AVCap. Names of parameters are those of
-the authors' files, which load by name; one module a part, because nobody needs all of them at once. The decoder, which
-only pre-training has, and the classifier of fine-tuned files are not built.
-
-One difference from the authors' pre-training code: with several joint layers it has only the last of them act on a
-modality alone. Here they follow one another, as in the authors' own feature extraction and fine-tuning.
+the authors' files, which load by name; one module a part, because nobody needs all of them at once. The layers
+themselves, and the joint ones, stand in :mod:`avpipe.pipeline.networks.cav_mae`: training needs them, too. The decoder,
+which only pre-training has, and the classifier of fine-tuned files are not built.
 
 Shapes: B clips, D width, A = rows * columns audio patches, V visual patches of T frames.
 """
@@ -18,14 +16,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from avpipe.extract import checkpoints
 from avpipe.pipeline.errors import CheckpointError, UsageError
+from avpipe.pipeline.networks.cav_mae import Block, JointLayers, Modality
 
 PATCH = 16
 TUBE = 2  # frames that a patch of several frames spans
@@ -36,8 +34,6 @@ VISUAL_INPUT = r"patch_embed_v\..+|pos_embed_v"
 """What depends on the number of frames."""
 
 AVCAP_PREFIX, AVCAP_DECODER_PREFIX = "av_encoder.", "textual."
-
-Modality = Literal["a", "v"]
 
 _BLOCK = r"(norm[12](_[av])?|attn\.(qkv|proj)|mlp\.fc[12])\.(weight|bias)"
 _KNOWN = re.compile(
@@ -140,36 +136,6 @@ class VisualStream(nn.Module):
         return tokens
 
 
-class JointLayers(nn.Module):
-    """The layers that both modalities share, together or each alone: then with norms of its own.
-
-    Args:
-        config: sizes.
-        layers: how many of ``config.joint_layers``; the final norms follow the last one only.
-    """
-
-    def __init__(self, config: CavMaeConfig, layers: int | None = None) -> None:
-        super().__init__()
-        count = config.joint_layers if layers is None else layers
-        self.blocks_u = nn.ModuleList(Block(config.dim, config.heads) for _ in range(count))
-        self.is_whole = count == config.joint_layers
-        if self.is_whole:
-            self.norm, self.norm_a, self.norm_v = (nn.LayerNorm(config.dim) for _ in range(3))
-
-    def forward(self, tokens: Tensor, modality: Modality | None = None) -> Tensor:
-        """``(B, N, D)`` -> ``(B, N, D)``.
-
-        Args:
-            tokens: of one modality, or of audio and then video.
-            modality: whose norms; ``None``: those for both.
-        """
-        for block in self.blocks_u:
-            tokens = block(tokens, modality)
-        if self.is_whole:
-            tokens = {None: self.norm, "a": self.norm_a, "v": self.norm_v}[modality](tokens)
-        return tokens
-
-
 class Trunk(nn.Module):
     """One modality through the first layers of the network.
 
@@ -183,7 +149,9 @@ class Trunk(nn.Module):
         super().__init__()
         own = replace(config, layers=min(depth, config.layers))
         self.stream = AudioStream(own) if modality == "a" else VisualStream(own)
-        self.joint = JointLayers(config, depth - config.layers) if depth > config.layers else None
+        joint_layers = max(0, depth - config.layers)
+        is_whole = joint_layers == config.joint_layers
+        self.joint = JointLayers(config.dim, config.heads, joint_layers, is_whole=is_whole) if joint_layers else None
 
     def forward(self, inputs: Tensor) -> Tensor:
         """What the stream takes -> ``(B, N, D)``: what goes into layer ``depth``; after the last one, its norm."""
@@ -203,63 +171,6 @@ class Patches(nn.Module):
         """The patches in the order time, row, column."""
         patches: Tensor = self.proj(picture)
         return patches.flatten(2).transpose(1, 2)
-
-
-class Block(nn.Module):
-    """Attention and feed-forward, norms before them: one pair for any tokens, one for audio alone, one for video alone.
-
-    The layers that a modality has for itself use the first pair.
-    """
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.norm1, self.norm1_a, self.norm1_v = (nn.LayerNorm(dim) for _ in range(3))
-        self.attn = Attention(dim, heads)
-        self.norm2, self.norm2_a, self.norm2_v = (nn.LayerNorm(dim) for _ in range(3))
-        self.mlp = FeedForward(dim)
-
-    def forward(self, tokens: Tensor, modality: Modality | None = None) -> Tensor:
-        """``(B, N, D)`` -> ``(B, N, D)``."""
-        before_attention, before_feed_forward = {
-            None: (self.norm1, self.norm2),
-            "a": (self.norm1_a, self.norm2_a),
-            "v": (self.norm1_v, self.norm2_v),
-        }[modality]
-        tokens = tokens + self.attn(before_attention(tokens))
-        after: Tensor = tokens + self.mlp(before_feed_forward(tokens))
-        return after
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = _linear(dim, 3 * dim)
-        self.proj = _linear(dim, dim)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """``(B, N, D)`` -> ``(B, N, D)``."""
-        three = self.qkv(tokens).unflatten(-1, (3, self.heads, -1))  # (B, N, 3, heads, D / heads)
-        query, key, value = three.permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(query, key, value)
-        out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
-        return out
-
-
-class FeedForward(nn.Module):
-    """Two linear layers, GELU between them."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.fc1 = _linear(dim, 4 * dim)
-        self.fc2 = _linear(4 * dim, dim)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """``(..., D)`` -> ``(..., D)``."""
-        out: Tensor = self.fc2(functional.gelu(self.fc1(tokens)))
-        return out
 
 
 def sine_positions(rows: int, columns: int, dim: int) -> Tensor:
@@ -389,11 +300,3 @@ def inflated(state: Mapping[str, Tensor], frames: int) -> dict[str, Tensor]:
 def _blocks(state: Mapping[str, Tensor], stack: str) -> int:
     numbers = [int(name.split(".")[1]) for name in state if re.match(rf"{stack}\.\d+\.", name)]
     return 1 + max(numbers, default=-1)
-
-
-def _linear(inputs: int, outputs: int) -> nn.Linear:
-    """With the authors' initial values."""
-    layer = nn.Linear(inputs, outputs)
-    nn.init.xavier_uniform_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
