@@ -16,6 +16,8 @@ from avpipe.train import decoders, fusions
 Component = dict[str, Any]
 """``{"name": "qformer", "layers": 4, ...}``, complete."""
 
+LengthPenaltyForm = Literal["hf", "gnmt"]
+
 
 class TokenizerConfig(Config):
     """Where the words come from."""
@@ -88,7 +90,9 @@ class GenerateConfig(Config):
     min_tokens: int = Field(1, ge=0)
     """Shortest caption, end not included."""
     length_penalty: float = 1.0
-    """Score = log-probability / tokens ** this, the end counted (Hugging Face's form)."""
+    """Score = log-probability / tokens ** this, the end counted; or of the other form."""
+    length_penalty_form: LengthPenaltyForm = "hf"
+    """``hf``: Hugging Face's, tokens ** penalty; ``gnmt``: ((5 + tokens) / 6) ** penalty, GIT's and AVCap's."""
     batch_size: int = Field(64, ge=1)
     """Clips at once."""
 

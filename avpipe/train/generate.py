@@ -12,7 +12,7 @@ from avpipe.pipeline.clip import Clip
 from avpipe.train.batch import Batch, Fused
 from avpipe.train.captioner import Captioner, Decoder
 from avpipe.train.checkpoint import LoadedCaptioner, check_features
-from avpipe.train.config import GenerateConfig
+from avpipe.train.config import GenerateConfig, LengthPenaltyForm
 from avpipe.train.dataset import ClipDataset, FeatureSource
 from avpipe.train.tokenizer import Special, Tokenizer
 
@@ -24,12 +24,21 @@ class Hypothesis:
     Attributes:
         tokens: ids.
         log_prob: sum over the tokens, in nats.
-        score: what hypotheses are ranked by: ``log_prob / len(tokens) ** length_penalty``.
+        score: what hypotheses are ranked by: ``log_prob / divisor(len(tokens), length_penalty, form)``.
     """
 
     tokens: tuple[int, ...]
     log_prob: float
     score: float
+
+
+def divisor(length: int, length_penalty: float, form: LengthPenaltyForm = "hf") -> float:
+    """What the log-probability of ``length`` tokens, the end counted, is divided by.
+
+    ``hf``: Hugging Face's, ``length ** penalty``. ``gnmt``: ``((5 + length) / 6) ** penalty`` of Wu et al., "Google's
+    Neural Machine Translation System" (2016), which GIT and AVCap use (with 0.6; they count the begin and not the end).
+    """
+    return float((length if form == "hf" else (5 + length) / 6) ** length_penalty)
 
 
 @dataclass(slots=True)
@@ -38,10 +47,11 @@ class _Finished:
 
     beams: int
     length_penalty: float
+    form: LengthPenaltyForm
     kept: list[Hypothesis] = field(default_factory=list)
 
     def add(self, tokens: Sequence[int], log_prob: float) -> None:
-        score = log_prob / len(tokens) ** self.length_penalty
+        score = log_prob / divisor(len(tokens), self.length_penalty, self.form)
         self.kept.append(Hypothesis(tuple(tokens), log_prob, score))
         self.kept.sort(key=lambda hypothesis: -hypothesis.score)
         del self.kept[self.beams :]
@@ -57,7 +67,7 @@ class _Finished:
         if self.beams == 1:
             return True
         best_length = longest if self.length_penalty > 0 else min(length + 1, longest)
-        bound = log_prob / best_length**self.length_penalty
+        bound = log_prob / divisor(best_length, self.length_penalty, self.form)
         return bool(self.kept[-1].score >= bound)
 
 
@@ -71,6 +81,7 @@ def beam_search(
     max_tokens: int,
     min_tokens: int = 0,
     length_penalty: float = 1.0,
+    length_penalty_form: LengthPenaltyForm = "hf",
 ) -> list[list[Hypothesis]]:
     """The best captions of each clip.
 
@@ -86,7 +97,8 @@ def beam_search(
         beams: hypotheses that are followed.
         max_tokens: longest caption, the end token counted; what is unfinished then counts as it stands.
         min_tokens: shortest caption, the end token not counted.
-        length_penalty: 0 ranks by log-probability, 1 by its mean over the tokens, the end counted.
+        length_penalty: 0 ranks by log-probability; above, longer captions fare better.
+        length_penalty_form: see :func:`divisor`. With ``hf``, a penalty of 1 ranks by the mean over the tokens.
 
     Returns:
         For each clip, its hypotheses, best first; at least one.
@@ -99,7 +111,7 @@ def beam_search(
     log_probs[:, 0] = 0.0
     tokens = torch.empty(size, beams, 0, dtype=torch.int64, device=device)
     last = torch.full((size * beams,), special.begin, device=device)
-    finished = [_Finished(beams, length_penalty) for _ in range(size)]
+    finished = [_Finished(beams, length_penalty, length_penalty_form) for _ in range(size)]
     done = [False] * size
     longest = min(max_tokens, decoder.max_tokens - 1)
     for length in range(longest):
@@ -152,6 +164,7 @@ def caption_batch(captioner: Captioner, batch: Batch, tokenizer: Tokenizer, conf
         max_tokens=config.max_tokens,
         min_tokens=config.min_tokens,
         length_penalty=config.length_penalty,
+        length_penalty_form=config.length_penalty_form,
     )
     captions = []
     for clip_id, hypotheses in zip(batch.clip_ids, found, strict=True):

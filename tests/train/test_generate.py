@@ -16,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from avpipe.train import generate
 from avpipe.train.batch import Fused
-from avpipe.train.generate import Hypothesis, beam_search
+from avpipe.train.config import GenerateConfig
+from avpipe.train.generate import Hypothesis, beam_search, divisor
 from avpipe.train.tokenizer import Special
 
 VOCABULARY = 5
@@ -100,17 +102,36 @@ def every_caption(special: Special, max_tokens: int, min_tokens: int) -> list[tu
     return ended + list(itertools.product(words(special), repeat=max_tokens))
 
 
+def by_hand(length: int, penalty: float, form: str) -> float:
+    """What a log-probability is divided by."""
+    return {"hf": float(length**penalty), "gnmt": ((5.0 + length) / 6.0) ** penalty}[form]
+
+
 def brute_force(
-    seed: int, clip: int, special: Special, beams: int, max_tokens: int, min_tokens: int, length_penalty: float
+    seed: int,
+    clip: int,
+    special: Special,
+    beams: int,
+    max_tokens: int,
+    min_tokens: int,
+    length_penalty: float,
+    length_penalty_form: str,
 ) -> list[float]:
     """Scores of the best captions of all, best first."""
     captions = every_caption(special, max_tokens, min_tokens)
-    scores = [log_prob_of(seed, clip, tokens) / len(tokens) ** length_penalty for tokens in captions]
+    scores = [log_prob_of(seed, clip, t) / by_hand(len(t), length_penalty, length_penalty_form) for t in captions]
     return sorted(scores, reverse=True)[:beams]
 
 
 def search_to_the_end(
-    seed: int, clip: int, special: Special, beams: int, max_tokens: int, min_tokens: int, length_penalty: float
+    seed: int,
+    clip: int,
+    special: Special,
+    beams: int,
+    max_tokens: int,
+    min_tokens: int,
+    length_penalty: float,
+    length_penalty_form: str,
 ) -> list[float]:
     """The same beams, in plain Python, none given up early."""
     live: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
@@ -127,7 +148,8 @@ def search_to_the_end(
         live = [found for found in candidates if found[1][-1] != special.end][:beams]
     else:
         finished += live
-    return sorted((score / len(said) ** length_penalty for score, said in finished), reverse=True)[:beams]
+    scores = (score / by_hand(len(said), length_penalty, length_penalty_form) for score, said in finished)
+    return sorted(scores, reverse=True)[:beams]
 
 
 def check(found: list[Hypothesis], seed: int, clip: int, special: Special, max_tokens: int, min_tokens: int) -> None:
@@ -145,16 +167,23 @@ def check(found: list[Hypothesis], seed: int, clip: int, special: Special, max_t
 
 
 penalties = st.sampled_from([-1.0, 0.0, 0.5, 1.0, 2.0])
+forms = st.sampled_from(["hf", "gnmt"])
 seeds = st.integers(0, 100_000)
 
 
 @settings(deadline=None, max_examples=80)
-@given(seeds, st.sampled_from(SPECIALS), st.integers(1, 4), st.integers(0, 4), penalties)
+@given(seeds, st.sampled_from(SPECIALS), st.integers(1, 4), st.integers(0, 4), penalties, forms)
 def test_large_beams_find_the_best_of_all(
-    seed: int, special: Special, max_tokens: int, min_tokens: int, length_penalty: float
+    seed: int, special: Special, max_tokens: int, min_tokens: int, length_penalty: float, form: Any
 ) -> None:
     beams = len(words(special)) ** max_tokens * 2  # more than there can be at any length
-    options = {"beams": beams, "max_tokens": max_tokens, "min_tokens": min_tokens, "length_penalty": length_penalty}
+    options: dict[str, Any] = {
+        "beams": beams,
+        "max_tokens": max_tokens,
+        "min_tokens": min_tokens,
+        "length_penalty": length_penalty,
+    }
+    options["length_penalty_form"] = form
     [found] = search(seed, [0], special, **options)
     check(found, seed, 0, special, max_tokens, min_tokens)
     expected = brute_force(seed, 0, special, **options)
@@ -162,11 +191,17 @@ def test_large_beams_find_the_best_of_all(
 
 
 @settings(deadline=None, max_examples=150)
-@given(seeds, st.sampled_from(SPECIALS), st.integers(1, 5), st.integers(1, 6), st.integers(0, 3), penalties)
+@given(seeds, st.sampled_from(SPECIALS), st.integers(1, 5), st.integers(1, 6), st.integers(0, 3), penalties, forms)
 def test_giving_up_early_loses_nothing(
-    seed: int, special: Special, beams: int, max_tokens: int, min_tokens: int, length_penalty: float
+    seed: int, special: Special, beams: int, max_tokens: int, min_tokens: int, length_penalty: float, form: Any
 ) -> None:
-    options = {"beams": beams, "max_tokens": max_tokens, "min_tokens": min_tokens, "length_penalty": length_penalty}
+    options: dict[str, Any] = {
+        "beams": beams,
+        "max_tokens": max_tokens,
+        "min_tokens": min_tokens,
+        "length_penalty": length_penalty,
+    }
+    options["length_penalty_form"] = form
     [found] = search(seed, [0], special, **options)
     check(found, seed, 0, special, max_tokens, min_tokens)
     expected = search_to_the_end(seed, 0, special, **options)
@@ -208,6 +243,44 @@ def test_a_high_penalty_prefers_long_captions() -> None:
         return float(np.mean([len(hypotheses[0].tokens) for hypotheses in found]))
 
     assert mean_length(-1.0) < mean_length(0.0) < mean_length(1.0) < mean_length(3.0)
+
+
+def test_forms_of_the_length_penalty_by_hand() -> None:
+    assert divisor(8, 0.5) == pytest.approx(2.8284271)
+    assert divisor(8, 0.5, "gnmt") == pytest.approx(1.4719601)  # (13 / 6) ** 0.5
+    assert divisor(1, 3.0) == divisor(1, 3.0, "gnmt") == 1.0
+    assert divisor(9, 0.0) == divisor(9, 0.0, "gnmt") == 1.0
+
+
+def test_forms_of_the_length_penalty_rank_differently() -> None:
+    options = {"beams": 8, "max_tokens": 6, "length_penalty": 1.0}
+    hf, gnmt = (search(1, range(20), **options, length_penalty_form=form) for form in ("hf", "gnmt"))
+    lengths = [float(np.mean([len(hypotheses[0].tokens) for hypotheses in found])) for found in (gnmt, hf)]
+    assert lengths[0] < lengths[1]  # the same penalty says less: one token more is 1 / 6 of what it is at the start
+
+
+@pytest.mark.parametrize("form", ["hf", "gnmt"])
+def test_the_configuration_says_which_form(monkeypatch: pytest.MonkeyPatch, form: Any) -> None:
+    told: dict[str, Any] = {}
+
+    def searched(*_: Any, **options: Any) -> list[list[Hypothesis]]:
+        told.update(options)
+        return []
+
+    class Stub:
+        special, decoder = APART, None
+
+        def fusion(self, batch: Any) -> Fused:
+            return fused_of([0])
+
+    class Clips:
+        clip_ids = ()
+
+    stub: Any = Stub()
+    clips: Any = Clips()
+    monkeypatch.setattr(generate, "beam_search", searched)
+    generate.caption_batch(stub, clips, stub, GenerateConfig(length_penalty=0.6, length_penalty_form=form))
+    assert (told["length_penalty"], told["length_penalty_form"]) == (0.6, form)
 
 
 def test_stops_when_nothing_can_get_better(monkeypatch: pytest.MonkeyPatch) -> None:
