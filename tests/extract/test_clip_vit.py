@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from avpipe.extract import weights
 from avpipe.extract.encoders import _device, _frames, _open_clip, clip_vit
 from avpipe.extract.media import FrameRequest, Frames
+from avpipe.pipeline import weights
 from avpipe.pipeline.config import parse
 from avpipe.pipeline.errors import (
     CheckpointError,
@@ -209,7 +209,7 @@ def on_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     file = tmp_path / "weights.bin"
     file.write_bytes(b"weights")
 
-    def resolve(repository: str, parts: dict[str, Any], *, encoder: str) -> weights.WeightFiles:
+    def resolve(repository: str, parts: dict[str, Any], *, component: str) -> weights.WeightFiles:
         asked.append(repository)
         return weights.WeightFiles(id=repository, files=dict.fromkeys(parts, file))
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
-from avpipe.extract import weights
 from avpipe.extract.encoders._frames import Preprocessing, patch_rows
 from avpipe.extract.encoders._pretrained import network_of
+from avpipe.pipeline import weights
 from avpipe.pipeline.errors import CheckpointError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def find(model: str | None, wanted: str, name: str) -> Tower:
     if facts:
         return _from_tag(tower, wanted, facts, name)
     if weights.looks_local(wanted):
-        return _from_file(tower, weights.local_file(wanted, encoder=name), name)
+        return _from_file(tower, weights.local_file(wanted, component=name), name)
     tags = ", ".join(open_clip.list_pretrained_tags_by_model(tower.label)) or "none"
     raise UsageError(
         f"{name}: model {tower.label} has no pretrained tag {wanted!r}; it has: {tags}. "
@@ -131,7 +131,7 @@ def _from_tag(tower: Tower, tag: str, facts: Mapping[str, Any], name: str) -> To
     """A model with one of open_clip's pretrained tags, which all lie on the Hub."""
     repository, _, file = facts["hf_hub"].rpartition("/")
     names = (str(Path(file).with_suffix(".safetensors")), file) if file else WEIGHT_NAMES
-    found = weights.resolve(repository, {"weights": names}, encoder=name)
+    found = weights.resolve(repository, {"weights": names}, component=name)
     return replace(
         tower,
         label=f"{tower.label} ({tag})",
@@ -144,7 +144,7 @@ def _from_tag(tower: Tower, tag: str, facts: Mapping[str, Any], name: str) -> To
 
 def _from_repository(place: str, model: str | None, name: str) -> Tower:
     """A repository on the Hub or a local folder that describes its model itself, as open_clip writes them."""
-    found = weights.resolve(place, {"config": (CONFIG_NAME,), "weights": WEIGHT_NAMES}, encoder=name)
+    found = weights.resolve(place, {"config": (CONFIG_NAME,), "weights": WEIGHT_NAMES}, component=name)
     try:
         described = json.loads(found.files["config"].read_text(encoding="utf-8"))
         architecture = described["model_cfg"]

@@ -4,34 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from avpipe.pipeline.errors import CheckpointError
+from avpipe.pipeline.pretrained import read_network
 
 if TYPE_CHECKING:
     import tokenizers
     import torch
-
-
-def json_of(path: Path) -> Mapping[str, Any]:
-    """Keys and values of a JSON file.
-
-    Raises:
-        CheckpointError: it is none.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: expected keys and values, got {type(values).__name__}")
-    return values
 
 
 _CHANGES_NOTHING = {
@@ -58,77 +41,15 @@ def _described(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pretrained(model_class: Any, path: Path, *, what: str, dtype: torch.dtype | None = None, **options: Any) -> Any:
-    """A model of transformers with a checkpoint's weights; every tensor must be there and fit.
-
-    What the model has no use for (a classifier, a pooler) may be left over, as it should be: these are features.
-
-    Args:
-        model_class: of transformers.
-        path: of the weight file; ``config.json`` lies beside it.
-        what: it is, with its article, for messages: ``"a Whisper"``.
-        dtype: of the weights in memory; float32 by default.
-        options: of ``from_pretrained``.
+    """A model of transformers with a checkpoint's weights, every tensor of which must be there and fit; see
+    :func:`avpipe.pipeline.pretrained.read_network`. A classifier or a pooler may be left over, as it should be: these
+    are features.
 
     Raises:
         CheckpointError: the file cannot be read, or does not fit its configuration.
     """
-    import torch
-    from safetensors import SafetensorError
-
-    with quiet():
-        try:
-            model, report = model_class.from_pretrained(
-                str(path.parent),
-                local_files_only=True,
-                use_safetensors=".safetensors" in path.suffixes,
-                dtype=dtype or torch.float32,
-                output_loading_info=True,
-                **options,
-            )
-        except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
-            raise CheckpointError(f"{path}: cannot be read as {what}: {' '.join(str(error).split())[:300]}") from None
-    wrong = [*report["missing_keys"], *report["mismatched_keys"]]
-    if wrong:
-        raise CheckpointError(
-            f"{path} does not fit its config.json: {len(wrong)} tensors missing or of another shape: "
-            f"{', '.join(map(str, sorted(wrong, key=str)[:5]))}"
-        )
+    model, _ = read_network(model_class, path, what=what, dtype=dtype, **options)
     return model
-
-
-class _Quiet:
-    """How many threads want transformers to be quiet, and how loud it was before the first of them."""
-
-    lock = threading.Lock()
-    inside = 0
-    verbosity = 0
-    bar = False
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' progress bar, its advice and its table of leftover tensors.
-
-    Loudness is one for the whole process: the last of several threads to leave restores what the first one found.
-    """
-    from transformers.utils import logging
-
-    library: Any = logging
-    with _Quiet.lock:
-        if not _Quiet.inside:
-            _Quiet.verbosity, _Quiet.bar = library.get_verbosity(), library.is_progress_bar_enabled()
-            library.set_verbosity_error()
-            library.disable_progress_bar()
-        _Quiet.inside += 1
-    try:
-        yield
-    finally:
-        with _Quiet.lock:
-            _Quiet.inside -= 1
-            if not _Quiet.inside:
-                library.set_verbosity(_Quiet.verbosity)
-                if _Quiet.bar:
-                    library.enable_progress_bar()
 
 
 @lru_cache(maxsize=8)

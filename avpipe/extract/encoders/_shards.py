@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avpipe.extract import checkpoints, weights
-from avpipe.extract.encoders._pretrained import json_of
+from avpipe.extract import checkpoints
+from avpipe.pipeline import weights
 from avpipe.pipeline.errors import CheckpointError
+from avpipe.pipeline.pretrained import json_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +29,7 @@ class Shards:
     """A model's description, and those of its weight files that hold a part of it.
 
     Attributes:
-        id: as in :class:`~avpipe.extract.weights.WeightFiles`.
+        id: as in :class:`~avpipe.pipeline.weights.WeightFiles`.
         config: the model's ``config.json``.
         files: that hold the part, one or more.
     """
@@ -56,14 +57,14 @@ def find(place: str, prefix: str, *, encoder: str) -> Shards:
         MissingWeightsError: a file is neither here nor to be had.
         CheckpointError: the index cannot be read, or names no such tensor.
     """
-    found = weights.resolve(place, {"config": ("config.json",), "weights": WEIGHT_NAMES}, encoder=encoder)
+    found = weights.resolve(place, {"config": ("config.json",), "weights": WEIGHT_NAMES}, component=encoder)
     first = found.files["weights"]
     files: tuple[Path, ...] = (first,)
     if first.name.endswith(INDEX):
         names = _named_in(first, prefix)
         if not weights.looks_local(place):  # the Hub's cache has a folder a commit: all files must come from one
             place = f"{place.partition('@')[0]}@{first.parent.name}"
-        files = tuple(weights.resolve(place, {name: (name,) for name in names}, encoder=encoder).files.values())
+        files = tuple(weights.resolve(place, {name: (name,) for name in names}, component=encoder).files.values())
     return Shards(id=found.id, config=found.files["config"], files=files)
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from avpipe.extract import weights
+from avpipe.pipeline import weights
 from avpipe.pipeline.errors import CheckpointError, MissingWeightsError, UsageError
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def find(wanted: str, model: str, *, encoder: str) -> weights.WeightFiles:
             f"{encoder}: torchvision has no weights {wanted!r} of {model}; it has: {', '.join(known)}. Or give a path, "
             "org/name on the Hub, or random"
         )
-    return weights.find(wanted, HUB_NAMES, encoder=encoder)
+    return weights.find(wanted, HUB_NAMES, component=encoder)
 
 
 def name_of(path: Path, model: str) -> str | None:

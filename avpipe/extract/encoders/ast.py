@@ -20,14 +20,16 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from avpipe.extract import fbank, weights
+from avpipe.extract import fbank
 from avpipe.extract.encoder import Prepared
 from avpipe.extract.encoders._config import DeviceConfig
 from avpipe.extract.encoders._media import waveform_of
-from avpipe.extract.encoders._pretrained import json_of, network_of, pretrained
+from avpipe.extract.encoders._pretrained import network_of, pretrained
 from avpipe.extract.media import AudioRequest, Media
+from avpipe.pipeline import weights
 from avpipe.pipeline.errors import CheckpointError
 from avpipe.pipeline.features import Features, FeatureSpec
+from avpipe.pipeline.pretrained import json_of
 
 if TYPE_CHECKING:
     import torch
@@ -123,7 +125,7 @@ class Encoder:
         self.batch_size = config.batch_size
         seed = weights.random_seed(config.weights, name)
         self.seed = seed or 0
-        self.files = weights.resolve(config.weights, PARTS, encoder=name) if seed is None else None
+        self.files = weights.resolve(config.weights, PARTS, component=name) if seed is None else None
         self.geometry = _geometry(self.files)
         rows = {
             "all": "CLS, distillation, then patches, band by band from low to high",

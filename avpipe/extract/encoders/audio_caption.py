@@ -26,13 +26,14 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from avpipe.extract import slaney, weights
+from avpipe.extract import slaney
 from avpipe.extract.encoder import Prepared
 from avpipe.extract.encoders._config import DeviceConfig
 from avpipe.extract.encoders._media import waveform_of
 from avpipe.extract.encoders._pretrained import number_type, text_of, tokenizer_at
 from avpipe.extract.encoders._writing import DIGITS
 from avpipe.extract.media import AudioRequest, Media
+from avpipe.pipeline import weights
 from avpipe.pipeline.errors import CheckpointError
 from avpipe.pipeline.features import FeatureSpec, Segment, Segments
 
@@ -85,7 +86,7 @@ class Encoder:
         self.batch_size = config.batch_size
         seed = weights.random_seed(config.weights, name)
         self.seed = seed or 0
-        self.files = weights.find(config.weights, [FILE], encoder=name) if seed is None else None
+        self.files = weights.find(config.weights, [FILE], component=name) if seed is None else None
         self._tokenizer = _tokenizer(config.tokenizer, name) if seed is None else None
         self.stop_token = _stop_token(self._tokenizer)
         self.spec = FeatureSpec(
@@ -215,7 +216,7 @@ def log_mel(samples: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
 
 
 def _tokenizer(tokenizer: str, name: str) -> Path:
-    return weights.resolve(tokenizer, {"tokenizer": ("tokenizer.json",)}, encoder=name, option="tokenizer").files[
+    return weights.resolve(tokenizer, {"tokenizer": ("tokenizer.json",)}, component=name, option="tokenizer").files[
         "tokenizer"
     ]
 

@@ -19,16 +19,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from avpipe.extract import weights
 from avpipe.extract.encoder import Prepared
 from avpipe.extract.encoders import _shards
 from avpipe.extract.encoders._config import BatchConfig
 from avpipe.extract.encoders._media import waveform_of
-from avpipe.extract.encoders._pretrained import json_of, network_of, number_type, pretrained, quiet
+from avpipe.extract.encoders._pretrained import network_of, number_type, pretrained
 from avpipe.extract.encoders._writing import DIGITS, BestLogProbs, settings, until
 from avpipe.extract.media import AudioRequest, Media
+from avpipe.pipeline import weights
 from avpipe.pipeline.errors import CheckpointError, UsageError
 from avpipe.pipeline.features import FeatureSpec, Segment, Segments
+from avpipe.pipeline.pretrained import json_of, quiet
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -94,7 +95,7 @@ class Encoder:
         self.files = _shards.find(place, "", encoder=name)
         if not weights.looks_local(place):  # the Hub's cache has a folder a commit: all files must come from one
             place = f"{place.partition('@')[0]}@{self.files.config.parent.name}"
-        parts = weights.resolve(place, PARTS, encoder=name, has_random=False).files
+        parts = weights.resolve(place, PARTS, component=name, has_random=False).files
         self.spec = FeatureSpec(
             name=name,
             encoder="audio_chat",

@@ -23,11 +23,12 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from avpipe.extract import checkpoints, fbank, weights
+from avpipe.extract import checkpoints, fbank
 from avpipe.extract.encoder import Prepared
 from avpipe.extract.encoders._config import DeviceConfig
 from avpipe.extract.encoders._media import waveform_of
 from avpipe.extract.media import AudioRequest, Media
+from avpipe.pipeline import weights
 from avpipe.pipeline.errors import CheckpointError, MissingWeightsError
 from avpipe.pipeline.features import Features, FeatureSpec
 
@@ -257,7 +258,7 @@ def silence() -> np.float32:
 
 def _found(wanted: str, encoder: str) -> weights.WeightFiles:
     try:
-        return weights.find(wanted, FILE_NAMES, encoder=encoder)
+        return weights.find(wanted, FILE_NAMES, component=encoder)
     except MissingWeightsError as error:
         raise MissingWeightsError(f"{error}\n  - The authors' files: {README}") from None
 

@@ -18,14 +18,15 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from avpipe.extract import weights
 from avpipe.extract.encoder import Prepared
 from avpipe.extract.encoders._config import DeviceConfig
 from avpipe.extract.encoders._media import segments_of
-from avpipe.extract.encoders._pretrained import json_of, network_of, pretrained, tokenizer_at
+from avpipe.extract.encoders._pretrained import network_of, pretrained, tokenizer_at
 from avpipe.extract.media import Media, TextRequest
+from avpipe.pipeline import weights
 from avpipe.pipeline.errors import CheckpointError, UsageError
 from avpipe.pipeline.features import Features, FeatureSpec, Segment
+from avpipe.pipeline.pretrained import json_of
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +69,7 @@ class Encoder:
             )
         self.config = config
         self.batch_size = config.batch_size
-        self.files = weights.resolve(config.weights, PARTS, encoder=name, has_random=False)
+        self.files = weights.resolve(config.weights, PARTS, component=name, has_random=False)
         network = json_of(self.files.files["config"])
         positions = network.get("max_position_embeddings", 512)
         if config.max_tokens > positions:

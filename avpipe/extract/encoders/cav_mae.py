@@ -27,12 +27,13 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from avpipe.extract import checkpoints, fbank, weights
+from avpipe.extract import checkpoints, fbank
 from avpipe.extract.encoder import Prepared
 from avpipe.extract.encoders._config import DeviceConfig, FrameConfig, Sampling
 from avpipe.extract.encoders._frames import FRAMES_AT_ONCE, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from avpipe.extract.encoders._media import pictures_of, waveform_of
 from avpipe.extract.media import AudioRequest, FrameRequest, Media
+from avpipe.pipeline import weights
 from avpipe.pipeline.errors import MissingWeightsError, UsageError
 from avpipe.pipeline.features import Features, FeatureSpec
 
@@ -272,7 +273,7 @@ def _mean(tokens: npt.NDArray[np.float32], pts_seconds: float) -> Features:
 
 def _found(wanted: str, encoder: str) -> weights.WeightFiles:
     try:
-        return weights.find(wanted, FILE_NAMES, encoder=encoder)
+        return weights.find(wanted, FILE_NAMES, component=encoder)
     except MissingWeightsError as error:
         raise MissingWeightsError(f"{error}\n  - The authors' files: {README}") from None
 

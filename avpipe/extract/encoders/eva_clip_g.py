@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from avpipe.extract import checkpoints, weights
+from avpipe.extract import checkpoints
 from avpipe.extract.encoders import _shards
 from avpipe.extract.encoders._config import TOKENS, Sampling
 from avpipe.extract.encoders._frames import (
@@ -34,8 +34,9 @@ from avpipe.extract.encoders._frames import (
     grid_side,
     patch_rows,
 )
-from avpipe.extract.encoders._pretrained import json_of
+from avpipe.pipeline import weights
 from avpipe.pipeline.errors import CheckpointError
+from avpipe.pipeline.pretrained import json_of
 
 if TYPE_CHECKING:
     import torch
@@ -136,7 +137,7 @@ def _find(wanted: str, name: str) -> Source:
     if seed is not None:
         return Source(described=GIANT, spec=weights.random_spec(seed), seed=seed)
     if Path(wanted).suffix in weights.FILE_SUFFIXES:
-        found = weights.find(wanted, (), encoder=name)
+        found = weights.find(wanted, (), component=name)
         return Source(described=GIANT, spec=found.to_spec(), files=(found.files["weights"],), lavis=True)
     shards = _shards.find(wanted, HUB_PREFIX, encoder=name)
     return Source(described=_described(shards.config), spec=shards.to_spec(), files=shards.files)

@@ -35,16 +35,18 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from avpipe.extract import slaney, weights
+from avpipe.extract import slaney
 from avpipe.extract.encoder import Prepared
 from avpipe.extract.encoders import _speech
 from avpipe.extract.encoders._config import DeviceConfig
 from avpipe.extract.encoders._media import waveform_of
-from avpipe.extract.encoders._pretrained import json_of, network_of, number_type, pretrained, quiet, text_of
+from avpipe.extract.encoders._pretrained import network_of, number_type, pretrained, text_of
 from avpipe.extract.encoders._writing import DIGITS, BestLogProbs, settings, until
 from avpipe.extract.media import AudioRequest, Media
+from avpipe.pipeline import weights
 from avpipe.pipeline.errors import CheckpointError, UsageError, did_you_mean
 from avpipe.pipeline.features import FeatureSpec, Segment, Segments
+from avpipe.pipeline.pretrained import json_of, quiet
 
 if TYPE_CHECKING:
     import torch
@@ -185,7 +187,7 @@ class Encoder:
         self.batch_size = config.batch_size
         seed = weights.random_seed(config.weights, name)
         self.seed = seed or 0
-        self.files = weights.resolve(config.weights, PARTS, encoder=name) if seed is None else None
+        self.files = weights.resolve(config.weights, PARTS, component=name) if seed is None else None
         self.geometry = _geometry(self.files)
         self._check()
         self.spec = FeatureSpec(

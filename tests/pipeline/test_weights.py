@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from avpipe.extract import weights
+from avpipe.pipeline import weights
 from avpipe.pipeline.errors import MissingWeightsError, UsageError
 
 COMMIT = "c" * 40
@@ -52,11 +52,11 @@ def folder_with(folder: Path, *names: str) -> Path:
 
 def test_folder_gives_the_first_name_of_each_part(tmp_path: Path) -> None:
     folder = folder_with(tmp_path / "ast", *FILES)
-    found = weights.resolve(str(folder), PARTS, encoder="ast")
+    found = weights.resolve(str(folder), PARTS, component="ast")
     assert found.files == {"config": folder / "config.json", "weights": folder / "pytorch_model.bin"}
     assert found.to_spec() == {"id": "ast", "sha256": hashlib.sha256(b"weights").hexdigest()}
     (folder / "model.safetensors").write_bytes(b"better")
-    assert weights.resolve(str(folder), PARTS, encoder="ast").files["weights"] == folder / "model.safetensors"
+    assert weights.resolve(str(folder), PARTS, component="ast").files["weights"] == folder / "model.safetensors"
 
 
 def test_folder_fails_where_a_part_is_missing(tmp_path: Path) -> None:
@@ -64,17 +64,17 @@ def test_folder_fails_where_a_part_is_missing(tmp_path: Path) -> None:
     with pytest.raises(
         MissingWeightsError, match=r"no model.safetensors or pytorch_model.bin \(weights\); it holds config.json"
     ):
-        weights.resolve(str(folder), PARTS, encoder="ast")
+        weights.resolve(str(folder), PARTS, component="ast")
 
 
 def test_folder_fails_where_there_is_none() -> None:
     with pytest.raises(MissingWeightsError, match=r"ast: no weights '\./gone': there is no folder gone"):
-        weights.resolve("./gone", PARTS, encoder="ast")
+        weights.resolve("./gone", PARTS, component="ast")
 
 
 def test_hub_cache_is_used_without_a_network(hub_cache: Path) -> None:
     snapshot = fill(hub_cache, *FILES)
-    found = weights.resolve("org/name", PARTS, encoder="ast")
+    found = weights.resolve("org/name", PARTS, component="ast")
     assert found.id == "org/name"
     assert found.files == {"config": snapshot / "config.json", "weights": snapshot / "pytorch_model.bin"}
 
@@ -82,7 +82,7 @@ def test_hub_cache_is_used_without_a_network(hub_cache: Path) -> None:
 def test_revision_is_part_of_the_name(hub_cache: Path) -> None:
     old = fill(hub_cache, *FILES, commit="a" * 40)
     fill(hub_cache, *FILES)
-    found = weights.resolve(f"org/name@{'a' * 40}", PARTS, encoder="ast")
+    found = weights.resolve(f"org/name@{'a' * 40}", PARTS, component="ast")
     assert found.files["weights"].parent == old
     assert found.id == f"org/name@{'a' * 40}"
 
@@ -91,12 +91,12 @@ def test_parts_come_from_one_commit(hub_cache: Path) -> None:
     fill(hub_cache, "pytorch_model.bin", commit="a" * 40)
     fill(hub_cache, "config.json")
     with pytest.raises(MissingWeightsError, match=f"no weights 'org/name@{COMMIT}': model.safetensors or pytorch"):
-        weights.resolve("org/name", PARTS, encoder="ast")
+        weights.resolve("org/name", PARTS, component="ast")
 
 
 def test_missing_weights_say_what_where_and_how(hub_cache: Path) -> None:
     with pytest.raises(MissingWeightsError) as missing:
-        weights.resolve("org/name", PARTS, encoder="my_ast")
+        weights.resolve("org/name", PARTS, component="my_ast")
     message = str(missing.value)
     assert f"my_ast: no weights 'org/name': config.json is not in the Hub's cache ({hub_cache})" in message
     assert "HF_HUB_OFFLINE=1 forbids to ask the Hub" in message
@@ -111,14 +111,14 @@ def test_hub_out_of_reach_is_noticed_at_once(monkeypatch: pytest.MonkeyPatch) ->
     asked = []
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *a, **k: asked.append(a))
     with pytest.raises(MissingWeightsError, match=r"http://127\.0\.0\.1:9 does not answer .*refused"):
-        weights.resolve("org/name", PARTS, encoder="ast")
+        weights.resolve("org/name", PARTS, component="ast")
     assert asked == []  # it would try again for half a minute
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "org/na me", "-x"])
 def test_no_name_of_a_repository_fails(name: str) -> None:
     with pytest.raises(UsageError, match=f"expected a path, org/name or org/name@revision on the Hub, got '{name}'"):
-        weights.resolve(name, PARTS, encoder="ast")
+        weights.resolve(name, PARTS, component="ast")
 
 
 class _Hub(http.server.BaseHTTPRequestHandler):
@@ -162,10 +162,10 @@ def hub() -> Iterator[str]:
 def ask(hub: str, tmp_path: Path, repository: str) -> str:
     """In a process of its own: the library reads its address when it is imported."""
     code = (
-        "from avpipe.extract import weights\n"
+        "from avpipe.pipeline import weights\n"
         "from avpipe.pipeline.errors import MissingWeightsError\n"
         "try:\n"
-        f"    found = weights.resolve({repository!r}, {PARTS!r}, encoder='ast')\n"
+        f"    found = weights.resolve({repository!r}, {PARTS!r}, component='ast')\n"
         "    print(found.files['weights'].read_bytes(), found.files['weights'])\n"
         "except MissingWeightsError as error:\n"
         "    print(error)\n"
@@ -253,9 +253,9 @@ def test_repositories_are_told_from_paths(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_message_names_the_option_and_random_only_where_it_may_be(tmp_path: Path) -> None:
     parts = {"weights": ("model.safetensors",)}
     with pytest.raises(MissingWeightsError, match=r"toy: no weights .*\n.*\n.*toy\.weights=/path/.*\n.*\n.*=random"):
-        weights.resolve(str(tmp_path / "no"), parts, encoder="toy")
+        weights.resolve(str(tmp_path / "no"), parts, component="toy")
     with pytest.raises(MissingWeightsError) as unrandom:
-        weights.resolve(str(tmp_path / "no"), parts, encoder="toy", has_random=False)
+        weights.resolve(str(tmp_path / "no"), parts, component="toy", has_random=False)
     with pytest.raises(MissingWeightsError, match=r"toy: no tokenizer .*\n.*\n.*toy\.tokenizer=/path/") as other:
-        weights.resolve(str(tmp_path / "no"), parts, encoder="toy", option="tokenizer")
+        weights.resolve(str(tmp_path / "no"), parts, component="toy", option="tokenizer")
     assert "random" not in f"{unrandom.value}{other.value}"

@@ -1,7 +1,8 @@
 """Model weights: found on this machine or fetched from the Hugging Face Hub, and known by their sha256.
 
 Nothing here ever makes weights up. Where an encoder may run with random ones (tests, benchmarks) the user writes
-``weights: random`` or ``weights: random:<seed>``, which :func:`random_seed` recognises and shouts about.
+``weights: random`` or ``weights: random:<seed>``, which :func:`random_seed` recognises and shouts about. A decoder with
+random ones is one that is trained from nothing: ``weights: random``, and ``train.seed`` says which.
 """
 
 from __future__ import annotations
@@ -72,15 +73,15 @@ def random_spec(seed: int) -> dict[str, Any]:
 class _Asker:
     """Who asks for files, and by which option; ``has_random`` if the option may be ``random``."""
 
-    encoder: str
+    component: str
     option: str = "weights"
     has_random: bool = True
 
     def missing(self, wanted: str, problem: str, *, repository: str = "org/name") -> MissingWeightsError:
         """The one message for files that are not there."""
-        option = f"{self.encoder}.{self.option}"
+        option = f"{self.component}.{self.option}"
         lines = [
-            f"{self.encoder}: no {self.option} {wanted!r}: {problem.rstrip('.')}.",
+            f"{self.component}: no {self.option} {wanted!r}: {problem.rstrip('.')}.",
             f"  - On a machine with a network: hf download {repository} --local-dir weights/{Path(repository).name}",
             f"    Copy that folder here and run with {option}=/path/to/folder",
             "    (without --local-dir the files land in the Hub's cache, which HF_HOME places).",
@@ -94,7 +95,7 @@ def resolve(
     weights: str,
     parts: Mapping[str, Sequence[str]],
     *,
-    encoder: str,
+    component: str,
     option: str = "weights",
     has_random: bool = True,
 ) -> WeightFiles:
@@ -105,18 +106,18 @@ def resolve(
     Args:
         weights: an existing folder, or ``org/name`` or ``org/name@revision`` on the Hub.
         parts: for each part, the file names that may hold it, best first.
-        encoder: name for messages.
+        component: which encoder or decoder asks, for messages.
         option: by which the user said ``weights``, for messages.
         has_random: whether he may say ``random`` instead.
 
     Raises:
         MissingWeightsError: a part is neither here nor to be had; the message says how to get it.
     """
-    asker = _Asker(encoder, option, has_random and option == "weights")
+    asker = _Asker(component, option, has_random and option == "weights")
     return _from_folder(weights, parts, asker) if looks_local(weights) else _from_hub(weights, parts, asker)
 
 
-def find(weights: str, names: Sequence[str], *, encoder: str) -> WeightFiles:
+def find(weights: str, names: Sequence[str], *, component: str) -> WeightFiles:
     """One weight file, known as the part ``"weights"``: a local file, or what a folder or a repository holds under one
     of ``names``.
 
@@ -124,9 +125,9 @@ def find(weights: str, names: Sequence[str], *, encoder: str) -> WeightFiles:
         MissingWeightsError: it is neither here nor to be had; the message says how to get it.
     """
     if Path(weights).suffix in FILE_SUFFIXES:
-        path = local_file(weights, encoder=encoder)
+        path = local_file(weights, component=component)
         return WeightFiles(id=path.name, files={"weights": path})
-    return resolve(weights, {"weights": names}, encoder=encoder)
+    return resolve(weights, {"weights": names}, component=component)
 
 
 def looks_local(weights: str) -> bool:
@@ -135,7 +136,7 @@ def looks_local(weights: str) -> bool:
     return weights.startswith(("/", "./", "../", "~")) or path.suffix in FILE_SUFFIXES or path.exists()
 
 
-def local_file(weights: str, *, encoder: str) -> Path:
+def local_file(weights: str, *, component: str) -> Path:
     """An existing file, ``~`` expanded.
 
     Raises:
@@ -143,7 +144,7 @@ def local_file(weights: str, *, encoder: str) -> Path:
     """
     path = Path(weights).expanduser()
     if not path.is_file():
-        raise _Asker(encoder).missing(weights, f"there is no file {path}")
+        raise _Asker(component).missing(weights, f"there is no file {path}")
     return path
 
 
@@ -173,7 +174,7 @@ def _from_hub(weights: str, parts: Mapping[str, Sequence[str]], asker: _Asker) -
             path = _cached(repository, names, revision) or _fetched(repository, names, revision, asker)
         except HFValidationError as error:
             raise UsageError(
-                f"{asker.encoder}: {asker.option}: expected a path, org/name or org/name@revision on the Hub, "
+                f"{asker.component}: {asker.option}: expected a path, org/name or org/name@revision on the Hub, "
                 f"got {weights!r} ({error})"
             ) from None
         files[part] = path
@@ -202,7 +203,7 @@ def _fetched(repository: str, names: Sequence[str], revision: str | None, asker:
         raise asker.missing(wanted, problem, repository=repository)
     for name in names:
         try:
-            log.info("%s: fetching %s of %s from the Hub", asker.encoder, name, wanted)
+            log.info("%s: fetching %s of %s from the Hub", asker.component, name, wanted)
             return Path(hf_hub_download(repository, name, revision=revision))
         except LocalEntryNotFoundError as error:  # the network gave way
             raise asker.missing(wanted, str(error), repository=repository) from None
