@@ -40,7 +40,7 @@ def stepped(decoder: Any, clips: Fused, tokens: Tensor) -> Tensor:
 
 
 def test_there_are_decoders() -> None:
-    assert "transformer" in NAMES
+    assert {"bert", "gpt2", "transformer"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -137,7 +137,9 @@ def test_gradients_reach_every_parameter_and_the_fusion(name: str) -> None:
     for key, parameter in decoder.named_parameters():
         assert parameter.grad is not None, key
         assert parameter.grad.isfinite().all(), key
-        assert parameter.grad.abs().max() > 1e-6, key
+        # What is added to all keys alike cannot change a softmax: its gradient is zero but for rounding.
+        if not key.endswith("key.bias"):
+            assert parameter.grad.abs().max() > 1e-6, key
     assert clips.data.grad is not None
     assert clips.data.grad.abs().amax(dim=(1, 2)).min() > 1e-6
 
