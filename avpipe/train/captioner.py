@@ -51,8 +51,12 @@ class Captioner(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits of every caption's next tokens: ``(N, L - 1, V)`` for the targets ``batch.tokens[:, 1:]``."""
+        return self.teach(batch)[1]
+
+    def teach(self, batch: Batch) -> tuple[Fused, Tensor]:
+        """What the fusion makes of the B clips, and the logits of :meth:`forward`."""
         if batch.tokens is None or batch.token_mask is None or batch.caption_clip is None:
             raise ValueError("batch: expected captions, got none; generation goes through generate.beam_search")
         fused: Fused = self.fusion(batch)
         logits: Tensor = self.decoder(fused.take(batch.caption_clip), batch.tokens[:, :-1], batch.token_mask[:, :-1])
-        return logits
+        return fused, logits

@@ -7,7 +7,11 @@ With v and a the two vectors of each clip over their lengths, and s the scale, w
 
     loss = (CE(s v a^T, diagonal) + CE(s a v^T, diagonal)) / 2
 
-As in the authors' code the other clips are those of this process; nothing is gathered from other ones.
+As in the authors' code the other clips are those of this process; nothing is gathered from other ones. Where a row of a
+batch is a caption (``train.captions_per_clip=each``, as the authors train), a clip may meet itself as another.
+
+The vectors are what the fusion pools of each clip: ``pooled_video``, ``pooled_audio`` and ``paired`` of ``Fused.aux``
+(``coattention`` with ``pool``, see there for what post and pre mean).
 
 Deviations:
 
@@ -18,15 +22,66 @@ Deviations:
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
+
+from avpipe.pipeline.errors import ConfigError
+from avpipe.pipeline.features import FeatureSpec
+from avpipe.train.objective import BaseObjective, Losses, ObjectiveConfig, Step, aux_keys
 
 LOG_SCALE_START = math.log(1 / 0.07)
 """Of the logarithm of the scale, the parameter that is trained."""
 LOG_SCALE_MAX = 4.6052
 """Its largest value, ln 100; its smallest is 0."""
+
+AUX = ("pooled_video", "pooled_audio", "paired")
+"""What a fusion must give."""
+
+
+class Config(ObjectiveConfig):
+    """Settings of the contrastive loss. The weight is the authors', 1."""
+
+    temperature: float = Field(0.07, ge=0.01, le=1)
+    """1 / s at the start."""
+
+
+class Objective(BaseObjective):
+    """The loss of what the fusion pools. The logarithm of the scale is trained, without weight decay.
+
+    Raises:
+        ConfigError: the fusion pools nothing.
+    """
+
+    def __init__(self, config: Config, *, fusion: nn.Module, specs: Mapping[str, FeatureSpec]) -> None:
+        super().__init__()
+        if not set(AUX) <= aux_keys(fusion, specs):
+            name = type(fusion).__module__.rpartition(".")[2]
+            there = ", ".join(f"{key} ({spec.modality})" for key, spec in specs.items())
+            raise ConfigError(
+                "objectives",
+                [
+                    f"needs a vector of what is seen and one of what is heard, but the fusion {name} gives no pooled "
+                    f"vectors of {there or 'nothing'}; try fusion=coattention fusion.pool=post, on feature sets of "
+                    "video and of audio or text"
+                ],
+            )
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
+
+    def forward(self, step: Step) -> Losses:
+        """One loss; the temperature is watched."""
+        video, audio, paired = (step.fused.aux[key] for key in AUX)
+        return Losses(
+            losses={"contrastive": info_nce(video, audio, self.log_scale, paired)},
+            watched={"temperature": (-self.log_scale).exp()},
+        )
+
+    def after_update(self) -> None:
+        """Keep the scale where the authors keep it."""
+        clamp_log_scale(self.log_scale)
 
 
 def info_nce(video: Tensor, audio: Tensor, log_scale: Tensor, paired: Tensor | None = None) -> Tensor:
