@@ -16,9 +16,9 @@ def listing(workspace: Workspace) -> dict[str, dict[str, str]]:
     from avpipe.data_manifests import datasets
     from avpipe.eval import metrics
     from avpipe.extract import encoders
-    from avpipe.train import decoders, fusions
+    from avpipe.train import decoders, fusions, objectives
 
-    registries = (encoders, datasets, fusions, decoders, metrics)
+    registries = (encoders, datasets, fusions, decoders, objectives, metrics)
     parts = {
         f"{folder.REGISTRY.kind}s": {name: folder.REGISTRY.summary(name) for name in folder.REGISTRY.names()}
         for folder in registries

@@ -21,6 +21,7 @@ from avpipe.pipeline.registry import Registry
 from avpipe.pipeline.store import FORMATS
 from avpipe.train.decoders import REGISTRY as DECODERS
 from avpipe.train.fusions import REGISTRY as FUSIONS
+from avpipe.train.objectives import REGISTRY as OBJECTIVES
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -83,6 +84,7 @@ EXAMPLES = {
         "avpipe/pipeline/store/raw.py",
         "avpipe/train/decoders/gru.py",
         "avpipe/train/fusions/mean_pool.py",
+        "avpipe/train/objectives/z_loss.py",
     ]
 }
 """Files that a reader is told to make."""
@@ -170,6 +172,7 @@ PARTS: dict[str, Registry] = {
     "datasets": DATASETS,
     "fusions": FUSIONS,
     "decoders": DECODERS,
+    "objectives": OBJECTIVES,
     "metrics": METRICS,
     "store formats": FORMATS,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,10 +157,15 @@ def _run_name(workspace: Workspace, config: RunConfig, name: str | None) -> str:
 def _differences(folder: Path, config: RunConfig) -> list[str]:
     """How the settings of a run in a folder differ; none if there is no run."""
     from avpipe.pipeline.config import flat, read_yaml
+    from avpipe.train.config import check
 
-    if not (folder / "config.yaml").exists():
+    path = folder / "config.yaml"
+    if not path.exists():
         return []
-    there, asked = flat(read_yaml(folder / "config.yaml")), flat(config.model_dump(mode="json"))
+    values = read_yaml(path)
+    with suppress(UsageError):  # an older run lacks what is new since: it was trained with the default of that
+        values = check(values, str(path)).model_dump(mode="json")
+    there, asked = flat(values), flat(config.model_dump(mode="json"))
     return [
         f"{key}: {there.get(key)!r} against {asked.get(key)!r}"
         for key in sorted(there.keys() | asked.keys())

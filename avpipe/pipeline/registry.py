@@ -1,7 +1,7 @@
 """A name is a module.
 
-An encoder, dataset, fusion, decoder or metric is one file in its folder, and the file's name is its name on the
-command line. Nothing is edited to add one, and nothing is imported that is not used: listing the names reads the
+An encoder, dataset, fusion, decoder, objective or metric is one file in its folder, and the file's name is its name on
+the command line. Nothing is edited to add one, and nothing is imported that is not used: listing the names reads the
 folder. The mechanism is big_vision's (``evaluators/common.py``).
 """
 

@@ -11,7 +11,7 @@ from avpipe.pipeline.config import Config, parse, parse_component, read_yaml, re
 from avpipe.pipeline.config import override as lay_over
 from avpipe.pipeline.errors import ConfigError
 from avpipe.pipeline.features import Modality
-from avpipe.train import decoders, fusions
+from avpipe.train import decoders, fusions, objectives
 
 Component = dict[str, Any]
 """``{"name": "qformer", "layers": 4, ...}``, complete."""
@@ -56,8 +56,6 @@ class TrainConfig(Config):
     """Of matrices; biases, norms and other vectors have none."""
     betas: tuple[float, float] = (0.9, 0.98)
     """Of AdamW."""
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    """Of the cross-entropy."""
     clip_norm: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -98,7 +96,7 @@ class GenerateConfig(Config):
 
 
 class RunConfig(Config):
-    """Everything about a run. ``fusion`` and ``decoder`` are complete: every field of their ``Config`` is there."""
+    """Everything about a run. ``fusion``, ``decoder``, ``objectives`` are complete: all fields of their ``Config``."""
 
     dataset: str = ""
     """Which dataset; empty: the only one with features."""
@@ -110,6 +108,9 @@ class RunConfig(Config):
     """The fusion's name and settings."""
     decoder: Component = Field(default_factory=lambda: {"name": "transformer"})
     """The decoder's name and settings."""
+    objectives: dict[str, dict[str, Any]] = Field({"cross_entropy": {}})
+    """What is minimised: settings of each objective by its name, ``weight`` among them. ``cross_entropy`` is always
+    there; with weight 0 it is left out."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     """Where the words come from."""
     train: TrainConfig = TrainConfig()
@@ -132,7 +133,7 @@ def read(recipe: str, overrides: Sequence[str] = (), settings: Mapping[str, Any]
         settings: what other options of the command line say, by dotted key; laid over first.
 
     Raises:
-        UnknownNameError: no such recipe, fusion or decoder.
+        UnknownNameError: no such recipe, fusion, decoder or objective.
         ConfigError: keys or values are wrong; all faults at once.
     """
     path = recipe_path("avpipe.train", recipe, "training recipe")
@@ -156,7 +157,7 @@ def check(values: Mapping[str, Any], source: str) -> RunConfig:
     """Check a whole configuration and complete its components.
 
     Raises:
-        UnknownNameError: no such fusion or decoder.
+        UnknownNameError: no such fusion, decoder or objective.
         ConfigError: all faults at once.
     """
     faults: list[str] = []
@@ -174,6 +175,8 @@ def check(values: Mapping[str, Any], source: str) -> RunConfig:
         except ConfigError as error:
             faults += [f"{kind}.{fault}".replace(f"{kind}.(top level)", kind, 1) for fault in error.faults]
             complete.pop(kind, None)
+    complete = _smoothing_moved(complete, faults)
+    complete["objectives"] = _objectives(complete.get("objectives"), source, faults)
     try:
         config = parse(RunConfig, complete, source)
     except ConfigError as error:
@@ -181,3 +184,51 @@ def check(values: Mapping[str, Any], source: str) -> RunConfig:
     if faults:
         raise ConfigError(source, faults)
     return config
+
+
+def _objectives(given: Any, source: str, faults: list[str]) -> dict[str, dict[str, Any]]:
+    """The objectives, complete, in an order that does not hang on how they were written; faults are added."""
+    known = ", ".join(objectives.REGISTRY.names())
+    if given is not None and not isinstance(given, Mapping):
+        example = "{contrastive: {weight: 0.5}}"
+        faults.append(f"objectives: expected settings by name, such as {example}, got {given!r}; known: {known}")
+        return {}
+    complete: dict[str, dict[str, Any]] = {}
+    before, asked = len(faults), {"cross_entropy": None, **(given or {})}
+    for name in sorted(asked, key=lambda name: (name != "cross_entropy", str(name))):
+        schema, settings = objectives.REGISTRY.load(str(name)).Config, asked[name]
+        if settings is not None and not isinstance(settings, Mapping):
+            faults.append(f"objectives.{name}: expected settings, such as {{weight: 0.5}}, got {settings!r}")
+            continue
+        try:
+            complete[name] = parse(schema, settings or {}, source).model_dump(mode="json")
+        except ConfigError as error:
+            faults += [f"objectives.{name}.{fault}".replace(".(top level)", "", 1) for fault in error.faults]
+    counted = {name for name, settings in complete.items() if settings["weight"]}
+    for name in sorted(counted):
+        for other in getattr(objectives.REGISTRY.load(name), "REPLACES", ()):
+            if other in counted:
+                fault = f"its sum has the loss of {other} already: expected objectives.{other}.weight=0"
+                faults.append(f"objectives.{name}: {fault}, got {complete[other]['weight']}")
+    if not counted and len(faults) == before:
+        faults.append(f"objectives: every weight is 0, nothing would be learned; known: {known}")
+    return complete
+
+
+def _smoothing_moved(values: dict[str, Any], faults: list[str]) -> dict[str, Any]:
+    """``train.label_smoothing``, where it stood before there were objectives, as a setting of ``cross_entropy``."""
+    given, there = values.get("train"), values.get("objectives") or {}
+    if not isinstance(given, Mapping) or "label_smoothing" not in given or not isinstance(there, Mapping):
+        return values
+    own = there.get("cross_entropy") or {}
+    if not isinstance(own, Mapping):
+        return values
+    train, smoothing = dict(given), given["label_smoothing"]
+    del train["label_smoothing"]
+    if own.get("label_smoothing", smoothing) != smoothing:
+        faults.append(
+            f"train.label_smoothing: expected what objectives.cross_entropy.label_smoothing says, "
+            f"{own['label_smoothing']!r}, got {smoothing!r}; leave it out"
+        )
+    settings = {**there, "cross_entropy": {"label_smoothing": smoothing, **own}}
+    return {**values, "train": train, "objectives": settings}

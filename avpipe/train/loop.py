@@ -10,7 +10,7 @@ import platform
 import random
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
@@ -29,10 +28,11 @@ from avpipe.pipeline.errors import CheckpointError, DataError, TrainingError
 from avpipe.pipeline.files import atomic_write, write_json
 from avpipe.train import checkpoint
 from avpipe.train.batch import Batch
-from avpipe.train.captioner import Captioner
 from avpipe.train.config import RunConfig, TrainConfig
 from avpipe.train.dataset import ClipDataset, FeatureSource, epoch_items, fits_in_memory, loader
 from avpipe.train.generate import caption_all
+from avpipe.train.learner import Learner
+from avpipe.train.objective import Split
 from avpipe.train.tokenizer import Tokenizer
 
 Score = Callable[[Mapping[str, str]], float]
@@ -105,9 +105,10 @@ def train(
         on_event: told of steps and validations.
 
     Raises:
-        DataError: there is nothing to learn from.
+        ConfigError: an objective lacks something of the fusion or the feature sets.
+        DataError: there is nothing to learn from, or an objective needs validation clips and there are none.
         FingerprintError: the run's checkpoint was trained on other features.
-        TrainingError: the loss is not finite; the message names the clips.
+        TrainingError: the loss or its gradient is not finite; the message names the clips.
     """
     started = time.monotonic()
     settings = config.train
@@ -120,9 +121,7 @@ def train(
         )
 
     # -- devices and seeds ---------------------------------------------------------------------------------------------
-    accelerator = Accelerator(
-        mixed_precision=_precision(settings.precision), gradient_accumulation_steps=settings.accumulate
-    )
+    accelerator = Accelerator(mixed_precision=_precision(settings.precision))
     is_main = accelerator.is_main_process
     random.seed(settings.seed)
     np.random.seed(settings.seed % 2**32)
@@ -133,15 +132,17 @@ def train(
     resumed = checkpoint.find(last)
     tokenizer = Tokenizer.load(resumed) if resumed else _new_tokenizer(config, usable)
     captioner = checkpoint.build(config, specs, tokenizer.vocabulary_size)
+    learner = Learner(captioner, config.objectives, specs)
     progress, state = _Progress(), None
     if resumed:
         _, trained_on, _ = checkpoint.read(resumed)
         checkpoint.check_features(trained_on, specs, f"run {run_folder.name!r}")
         checkpoint.load_weights(captioner, resumed)
         state = checkpoint.load_state(resumed)
+        learner.objectives.load_state_dict(state.get("objectives", {}))  # older runs have none
         progress = _Progress(**state["progress"])
-    optimizer = torch.optim.AdamW(_groups(captioner, settings), lr=settings.lr, betas=settings.betas)
-    model, optimizer = accelerator.prepare(captioner, optimizer)
+    optimizer = torch.optim.AdamW(_groups(learner, settings), lr=settings.lr, betas=settings.betas)
+    model, optimizer = accelerator.prepare(learner, optimizer)
     if state:
         optimizer.load_state_dict(state["optimizer"])
         if accelerator.scaler:
@@ -154,6 +155,25 @@ def train(
     data = ClipDataset(usable, sources, tokenizer=tokenizer, max_tokens=captioner.max_tokens, cache=cache)
     val_share = list(val_clips)[accelerator.process_index :: accelerator.num_processes]
     val_data = ClipDataset(val_share, sources, cache=cache)
+
+    measured = {"train": data}
+    if learner.needs_held_out:
+        held_out = [clip for clip in val_clips if clip.captions and any(clip.clip_id in s for s in sources.values())]
+        if not held_out:
+            raise DataError(
+                "an objective weighs by what is learned of clips that are not trained on, but of "
+                f"{len(val_clips)} validation clips none has both a caption and a feature"
+            )
+        measured["held_out"] = ClipDataset(held_out, sources, tokenizer=tokenizer, max_tokens=captioner.max_tokens)
+
+    def batches_to_measure(split: Split, most: int) -> Iterator[Batch]:
+        """At most so many clips, spread evenly, the same ones every time; this process's share of them."""
+        count = len(measured[split].clips)
+        chosen = [index * count // min(most, count) for index in range(min(most, count))]
+        share = chosen[accelerator.process_index :: accelerator.num_processes]
+        for start in range(0, len(share), settings.batch_size):
+            items = [(index, (0,)) for index in share[start : start + settings.batch_size]]
+            yield measured[split].batch(items).to(accelerator.device)
 
     def batches_of(epoch: int) -> list[Any]:
         return epoch_items(
@@ -179,6 +199,7 @@ def train(
             whole = {
                 "optimizer": optimizer.state_dict(),
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {},
+                "objectives": learner.objectives.state_dict(),
                 "random": _random_state(),
                 "progress": {field: getattr(progress, field) for field in progress.__slots__},
             }
@@ -199,6 +220,9 @@ def train(
     if state:
         _set_random_state(state["random"])
     model.train()
+    if not state:
+        learner.after_epoch(0, batches_to_measure)
+    clip_ids: list[str] = []  # of the batches of this step
     while not progress.finished:
         batches = batches_of(progress.epoch)
         waiting = -time.monotonic()  # for data; becomes seconds since the last log row
@@ -210,23 +234,33 @@ def train(
                 group["lr"] = lr
             is_last = progress.batch + 1 == len(batches)
             is_update = is_last or (progress.batch + 1) % settings.accumulate == 0
+            # A step is the mean over its batches, of which the last one of an epoch may have fewer.
+            first = progress.batch - progress.batch % settings.accumulate
+            batches_a_step = min(settings.accumulate, len(batches) - first)
+            clip_ids += batch.clip_ids
             # Gradients are summed over the batches of a step, and shared between processes at its end.
             with nullcontext() if is_update else accelerator.no_sync(model):
-                loss = _loss(model, batch.to(accelerator.device), settings.label_smoothing)
-                _check_finite(loss, progress.step, batch)
-                accelerator.backward(loss)
+                loss, parts = model(batch.to(accelerator.device))
+                _check_finite("loss", loss, progress.step, batch.clip_ids, parts)
+                accelerator.backward(loss / batches_a_step)
             progress.batch += 1
             if is_update:
                 norm = accelerator.clip_grad_norm_(model.parameters(), settings.clip_norm)
+                if not accelerator.scaler:  # else it leaves such a step out, and tries the next one at a smaller scale
+                    _check_finite("norm of the gradient", norm, progress.step, clip_ids, parts)
                 optimizer.step()
                 optimizer.zero_grad()
+                learner.after_update()
+                clip_ids = []
                 progress.step += 1
                 seen = loss.item()
                 on_event(
                     {"event": "step", "step": progress.step, "steps": total_steps, "loss": seen, "clips": len(batch)}
                 )
                 if log and progress.step % settings.log_every == 0:
-                    log.row(progress, loss=seen, lr=lr, grad_norm=float(norm), data_seconds=round(waiting, 4))
+                    told = {name: value.item() for name, value in parts.items()}
+                    numbers = {"lr": lr, "grad_norm": float(norm), "data_seconds": round(waiting, 4)}
+                    log.row(progress, loss=seen, **told, **numbers)
                     waiting = 0.0
                 if progress.step >= total_steps:
                     break
@@ -237,6 +271,8 @@ def train(
         # Once in a while: validate, keep the best, and see whether it is time to stop.
         progress.epoch, progress.batch = progress.epoch + 1, 0
         progress.finished = progress.step >= total_steps or progress.epoch >= settings.epochs
+        if not progress.finished:
+            learner.after_epoch(progress.epoch, batches_to_measure)
         if progress.finished or progress.epoch % settings.validate_every == 0:
             value = validate()
             if value is None or progress.best_score is None or value > progress.best_score:
@@ -258,7 +294,7 @@ def train(
         best_step=progress.best_step,
         best_score=progress.best_score,
         stopped_early=progress.step < total_steps,
-        parameters=sum(parameter.numel() for parameter in captioner.parameters() if parameter.requires_grad),
+        parameters=sum(parameter.numel() for parameter in learner.parameters() if parameter.requires_grad),
         seconds=time.monotonic() - started,
     )
 
@@ -266,22 +302,13 @@ def train(
 # -- the parts of a step -----------------------------------------------------------------------------------------------
 
 
-def _loss(model: torch.nn.Module, batch: Batch, label_smoothing: float) -> Tensor:
-    """Cross-entropy of every caption token but the first, in nats, mean over the tokens of the batch."""
-    if batch.tokens is None or batch.token_mask is None:
-        raise ValueError("batch: expected captions, got none")
-    logits: Tensor = model(batch)  # (N, L - 1, V)
-    targets = batch.tokens[:, 1:].masked_fill(~batch.token_mask[:, 1:], -100)
-    return F.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, label_smoothing=label_smoothing
-    )
-
-
-def _check_finite(loss: Tensor, step: int, batch: Batch) -> None:
-    if not torch.isfinite(loss):
+def _check_finite(what: str, value: Tensor, step: int, clip_ids: Sequence[str], parts: Mapping[str, Tensor]) -> None:
+    if not torch.isfinite(value):
+        of_it = ", ".join(f"{name}: {part.item():.6g}" for name, part in parts.items())
         raise TrainingError(
-            f"the loss is {loss.item()} at step {step}, on the clips {', '.join(batch.clip_ids)}. The last checkpoint "
-            "is whole. Try a smaller train.lr, train.precision=fp32, or look at these clips' features (avpipe verify)"
+            f"the {what} is {value.item()} at step {step}, on the clips {', '.join(clip_ids)} ({of_it}). The last "
+            "checkpoint is whole. Try a smaller train.lr, train.precision=fp32, or look at these clips' features "
+            "(avpipe verify)"
         )
 
 
@@ -299,9 +326,9 @@ def _learning_rate(step: int, total_steps: int, settings: TrainConfig) -> float:
     return settings.final_lr + (settings.lr - settings.final_lr) * left
 
 
-def _groups(captioner: Captioner, settings: TrainConfig) -> list[dict[str, Any]]:
+def _groups(learner: Learner, settings: TrainConfig) -> list[dict[str, Any]]:
     """Matrices with weight decay; biases, norms and other vectors without."""
-    trained = [parameter for parameter in captioner.parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},

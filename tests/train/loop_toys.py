@@ -57,19 +57,43 @@ def sources(*groups: list[Clip], absent: tuple[str, ...] = ()) -> dict[str, ToyS
     return {"eyes": ToySource("eyes", "video", colour), "ears": ToySource("ears", "audio", sound, absent)}
 
 
-def config(**train: Any) -> RunConfig:
+def config(
+    *, fusion: Mapping[str, Any] | None = None, objectives: Mapping[str, Any] | None = None, **train: Any
+) -> RunConfig:
     """A captioner of some 40,000 weights."""
     small = {"width": 32, "layers": 1, "heads": 2, "feed_forward": 32}
     return check(
         {
             "dataset": "toy",
-            "fusion": {"name": "qformer", **small, "queries": {"video": 2, "audio": 2}, "dropout": 0.1},
+            "fusion": fusion or {"name": "qformer", **small, "queries": {"video": 2, "audio": 2}, "dropout": 0.1},
             "decoder": {"name": "transformer", **small},
             "train": {"epochs": 4, "batch_size": 8, "warmup_steps": 5, "log_every": 1, "validate_every": 1, **train},
             "generate": {"beams": 2, "max_tokens": 12},
+            **({"objectives": objectives} if objectives else {}),
         },
         "toy",
     )
+
+
+COATTENTION = {
+    "name": "coattention", "width": 32, "layers": 1, "heads": 2, "feed_forward": 32, "positions": 16, "pool": "post",
+    "dropout": 0.1,
+}  # fmt: skip
+"""A fusion that pools for objectives."""
+
+ALL = {
+    "cross_entropy": {"label_smoothing": 0.1, "form": "kl"},
+    "contrastive": {"weight": 0.5, "temperature": 0.5},
+    "modality_balanced": {"beta": 0.8},
+}
+BLENDED = {"cross_entropy": {"weight": 0}, "g_blend": {"every": 1, "clips": 8}}
+"""Objectives with parameters, with a state that moves each batch, and with one that moves each epoch."""
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "all": {"fusion": COATTENTION, "objectives": ALL},
+    "blended": {"objectives": BLENDED},
+}
 
 
 def score(captions: Mapping[str, str]) -> float:
@@ -102,5 +126,5 @@ def run(folder: Path, *, stop_at: int = 0, how: str = "raise", **train: Any) -> 
     )
 
 
-if __name__ == "__main__":  # python -m tests.train.loop_toys FOLDER STEP: train and be killed at that step
-    run(Path(sys.argv[1]), stop_at=int(sys.argv[2]), how="kill", save_every=2)
+if __name__ == "__main__":  # python -m tests.train.loop_toys FOLDER STEP SETTINGS: train and be killed at that step
+    run(Path(sys.argv[1]), stop_at=int(sys.argv[2]), how="kill", save_every=2, **SETTINGS[sys.argv[3]])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from avpipe.pipeline.errors import ConfigError, UnknownNameError
-from avpipe.train import decoders, fusions
+from avpipe.train import decoders, fusions, objectives
 from avpipe.train.config import RunConfig, check, read, recipes
 
 FUSIONS = ", ".join(fusions.REGISTRY.names())
@@ -32,6 +32,8 @@ def test_every_recipe_is_right_and_complete(name: str) -> None:
     for component, registry in ((config.fusion, fusions.REGISTRY), (config.decoder, decoders.REGISTRY)):
         fields = registry.load(component["name"]).Config.model_fields
         assert component.keys() == {"name", *fields}
+    for name, settings in config.objectives.items():
+        assert settings.keys() == objectives.REGISTRY.load(name).Config.model_fields.keys()
     # What a run folder holds gives the same run again.
     assert check(config.model_dump(mode="json"), "config.yaml") == config
 
@@ -127,6 +129,82 @@ def test_components_that_are_none(values: dict[str, Any], fault: str) -> None:
         check({"generate": {"beams": 0}, **values}, "here")
     assert len(caught.value.faults) == 2
     assert any(found.startswith(fault) for found in caught.value.faults), caught.value.faults
+
+
+# -- objectives --------------------------------------------------------------------------------------------------------
+
+CROSS_ENTROPY = {"weight": 1.0, "label_smoothing": 0.0, "form": "standard"}
+
+
+def test_an_objective_is_laid_beside_the_cross_entropy() -> None:
+    assert read("default").objectives == {"cross_entropy": CROSS_ENTROPY}
+    found = read("default", ["objectives.contrastive.weight=0.5"]).objectives
+    assert found == {"cross_entropy": CROSS_ENTROPY, "contrastive": {"weight": 0.5, "temperature": 0.07}}
+    smoothed = read("default", ["objectives.cross_entropy.label_smoothing=0.1"]).objectives
+    assert smoothed == {"cross_entropy": {**CROSS_ENTROPY, "label_smoothing": 0.1}}
+
+
+def test_the_order_of_objectives_does_not_hang_on_how_they_were_written(tmp_path: Path) -> None:
+    path = recipe(tmp_path, "objectives: {modality_balanced: {alpha: 1}, contrastive: , cross_entropy: {weight: 2}}")
+    found = read(path)
+    assert list(found.objectives) == ["cross_entropy", "contrastive", "modality_balanced"]
+    assert found.objectives["contrastive"]["weight"] == 1  # nothing behind the name: its defaults
+    assert found.objectives["modality_balanced"]["alpha"] == 1
+    assert found == read(path, ["objectives.contrastive.weight=1"])
+
+
+@pytest.mark.parametrize(
+    ("override", "fault"),
+    [
+        (
+            "objectives=contrastive",
+            "objectives: expected settings by name, such as {contrastive: {weight: 0.5}}, got '",
+        ),
+        ("objectives=[contrastive]", "objectives: expected settings by name"),
+        ("objectives.contrastive=0.5", "objectives.contrastive: expected settings, such as {weight: 0.5}, got 0.5"),
+        (
+            "objectives.contrastive.wieght=2",
+            "objectives.contrastive.wieght: unknown key (did you mean 'weight'?); known:",
+        ),
+        (
+            "objectives.contrastive.weight=-1",
+            "objectives.contrastive.weight: input should be greater than or equal to 0",
+        ),
+        ("objectives.cross_entropy.weight=0", "objectives: every weight is 0, nothing would be learned; known: contr"),
+        (
+            "objectives.g_blend.every=1",
+            "objectives.g_blend: its sum has the loss of cross_entropy already: expected "
+            "objectives.cross_entropy.weight=0, got 1.0",
+        ),
+    ],
+)
+def test_faults_of_objectives(override: str, fault: str) -> None:
+    found = faults(override, "train.lr=-1")
+    assert len(found) == 2  # all at once
+    assert found[0].startswith(fault)
+    assert found[1].startswith("train.lr")
+
+
+def test_g_blend_is_right_without_the_cross_entropy() -> None:
+    found = read("default", ["objectives.g_blend.every=1", "objectives.cross_entropy.weight=0"]).objectives
+    assert found["g_blend"]["every"] == 1
+
+
+def test_an_unknown_objective() -> None:
+    with pytest.raises(UnknownNameError, match=r"unknown objective 'contrast' \(did you mean 'contrastive'\?\)"):
+        read("default", ["objectives.contrast.weight=1"])
+
+
+def test_label_smoothing_where_it_stood_before(tmp_path: Path) -> None:
+    path = recipe(tmp_path, "train: {label_smoothing: 0.1}")
+    assert read(path).objectives["cross_entropy"]["label_smoothing"] == 0.1
+    assert read(path) == read(path, ["objectives.cross_entropy.label_smoothing=0.1"])
+    [fault] = faults("objectives.cross_entropy.label_smoothing=0.2", recipe=path)
+    assert fault == (
+        "train.label_smoothing: expected what objectives.cross_entropy.label_smoothing says, 0.2, got 0.1; leave it out"
+    )
+    [fault] = faults("train.label_smoothing=2")
+    assert fault == "objectives.cross_entropy.label_smoothing: input should be less than 1, got 2"
 
 
 # -- settings: the other options of the command line -------------------------------------------------------------------

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file
 
-from avpipe.pipeline.errors import CheckpointError, DataError, FingerprintError, TrainingError
+from avpipe.api.training import _differences
+from avpipe.pipeline.errors import CheckpointError, ConfigError, DataError, FingerprintError, TrainingError
 from avpipe.train import checkpoint
+from avpipe.train.dataset import ClipDataset, epoch_items
 from avpipe.train.generate import caption_clips
 from avpipe.train.loop import _learning_rate, train
+from avpipe.train.tokenizer import Tokenizer
 from tests.train import loop_toys as toys
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +59,21 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module", params=["all", "blended"])
+def with_objectives(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """Settings with objectives, and an unbroken run of them."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp(request.param)
+    toys.run(folder, save_every=2, **toys.SETTINGS[request.param])
+    return request.param, folder
+
+
+def state_of(folder: Path) -> dict[str, torch.Tensor]:
+    """What the objectives remember."""
+    state: dict[str, torch.Tensor] = checkpoint.load_state(folder / "checkpoints" / "last")["objectives"]
+    return state
+
+
 def test_it_learns_what_is_seen_and_heard(tmp_path: Path) -> None:
     result = toys.run(tmp_path, epochs=60, lr=0.01, validate_every=10)
     assert result.best_score == 1.0
@@ -85,7 +105,7 @@ def test_broken_off_at_any_step_it_takes_the_same_steps(tmp_path: Path, unbroken
 def test_killed_twice_it_takes_the_same_steps(tmp_path: Path, unbroken: Path) -> None:
     for step in (5, 10):
         done = subprocess.run(
-            [sys.executable, "-m", "tests.train.loop_toys", str(tmp_path), str(step)],
+            [sys.executable, "-m", "tests.train.loop_toys", str(tmp_path), str(step), "plain"],
             cwd=ROOT, env={"OMP_NUM_THREADS": "1", "PATH": "", "CUDA_VISIBLE_DEVICES": ""}, check=False,
         )  # fmt: skip
         assert done.returncode == -9
@@ -114,6 +134,223 @@ def test_workers_and_the_memory_cache_change_nothing(tmp_path: Path, unbroken: P
 def test_accumulated_batches_make_one_step(tmp_path: Path) -> None:
     toys.run(tmp_path, accumulate=2, epochs=2)
     assert [row["step"] for row in rows(tmp_path) if "loss" in row] == [1, 2, 3, 4]  # 3 batches are 2 steps
+
+
+def plain_training(accumulate: int, label_smoothing: float) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
+    """The toy trained for two epochs by a loop that knows no objectives: losses, gradient norms and weights."""
+    config = toys.config()
+    clips = toys.clips(20)
+    torch.manual_seed(config.train.seed)
+    captions = (caption for clip in clips for caption in clip.captions)
+    tokenizer = Tokenizer.trained(captions, vocabulary_size=8000, lower_case=True)
+    sources = toys.sources(clips)
+    captioner = checkpoint.build(
+        config, {name: source.spec for name, source in sources.items()}, tokenizer.vocabulary_size
+    )
+    matrices, vectors = ([p for p in captioner.parameters() if (p.ndim >= 2) == is_matrix] for is_matrix in (1, 0))
+    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0}])
+    data = ClipDataset(clips, sources, tokenizer=tokenizer)
+    losses, norms, step = [], [], 0
+    for epoch in range(2):
+        items = epoch_items(data, seed=0, epoch=epoch, batch_size=8, captions_per_clip=1)
+        groups = [items[start : start + accumulate] for start in range(0, len(items), accumulate)]
+        for group in groups:
+            for batch in map(data.batch, group):
+                assert batch.tokens is not None
+                assert batch.token_mask is not None
+                targets = batch.tokens[:, 1:].masked_fill(~batch.token_mask[:, 1:], -100).flatten()
+                logits = captioner(batch).flatten(0, 1)
+                loss = F.cross_entropy(logits, targets, ignore_index=-100, label_smoothing=label_smoothing)
+                (loss / len(group)).backward()
+            for settings in optimizer.param_groups:
+                settings["lr"] = _learning_rate(step, 2 * len(groups), config.train)
+                settings["betas"] = config.train.betas
+            losses.append(loss.item())
+            norms.append(float(torch.nn.utils.clip_grad_norm_(captioner.parameters(), 1.0)))
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+    return losses, norms, captioner.state_dict()
+
+
+@pytest.mark.parametrize(("accumulate", "smoothing"), [(1, 0.0), (1, 0.1), (2, 0.0), (3, 0.0)])
+def test_the_cross_entropy_alone_is_the_plain_training_bit_for_bit(
+    tmp_path: Path, accumulate: int, smoothing: float
+) -> None:
+    """Each step is the mean of its own batches, also where three batches make groups of two and one."""
+    objectives = {"cross_entropy": {"label_smoothing": smoothing}} if smoothing else None
+    toys.run(tmp_path, epochs=2, accumulate=accumulate, objectives=objectives)
+    losses, norms, expected = plain_training(accumulate, smoothing)
+    found = [row for row in rows(tmp_path) if "loss" in row]
+    assert [row["loss"] for row in found] == losses
+    assert [row["cross_entropy"] for row in found] == losses
+    assert [row["grad_norm"] for row in found] == norms
+    stored = weights(tmp_path, "last")
+    assert all(torch.equal(value, expected[name]) for name, value in stored.items())
+
+
+def test_label_smoothing_of_older_configurations_is_that_of_the_cross_entropy(tmp_path: Path) -> None:
+    toys.run(tmp_path / "older", epochs=1, label_smoothing=0.1)
+    toys.run(tmp_path / "newer", epochs=1, objectives={"cross_entropy": {"label_smoothing": 0.1}})
+    assert rows(tmp_path / "older") == rows(tmp_path / "newer")
+    assert checkpoint.load(tmp_path / "older" / "checkpoints" / "best").config.objectives["cross_entropy"] == {
+        "weight": 1.0,
+        "label_smoothing": 0.1,
+        "form": "standard",
+    }
+
+
+def test_an_older_run_has_the_settings_that_are_asked_for(unbroken: Path, tmp_path: Path) -> None:
+    """What is new since is not a difference, where it has its default; what is otherwise is."""
+    values = yaml.safe_load((unbroken / "config.yaml").read_text())
+    del values["objectives"]
+    values["train"]["label_smoothing"] = 0.0
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    assert _differences(tmp_path, toys.config(save_every=2)) == []
+    smoothed = {"cross_entropy": {"label_smoothing": 0.1}}
+    assert _differences(tmp_path, toys.config(save_every=2, objectives=smoothed)) == [
+        "objectives.cross_entropy.label_smoothing: 0.0 against 0.1"
+    ]
+    (tmp_path / "config.yaml").write_text("fusion: 3\n")  # no configuration: compared as it stands
+    assert "fusion: 3 against None" in _differences(tmp_path, toys.config())
+
+
+# -- objectives --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", range(1, 13))
+def test_broken_off_with_objectives_it_takes_the_same_steps(
+    tmp_path: Path, with_objectives: tuple[str, Path], step: int
+) -> None:
+    name, unbroken = with_objectives
+    with pytest.raises(KeyboardInterrupt):
+        toys.run(tmp_path, stop_at=step, save_every=2, **toys.SETTINGS[name])
+    toys.run(tmp_path, save_every=2, **toys.SETTINGS[name])
+    assert_same(tmp_path, unbroken)
+    left, right = state_of(tmp_path), state_of(unbroken)
+    assert left.keys() == right.keys()
+    assert left
+    assert all(torch.equal(value, right[key]) for key, value in left.items())
+
+
+def test_killed_with_objectives_it_takes_the_same_steps(tmp_path: Path, with_objectives: tuple[str, Path]) -> None:
+    name, unbroken = with_objectives
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.train.loop_toys", str(tmp_path), "7", name],
+        cwd=ROOT, env={"OMP_NUM_THREADS": "1", "PATH": "", "CUDA_VISIBLE_DEVICES": ""}, check=False,
+    )  # fmt: skip
+    assert done.returncode == -9
+    toys.run(tmp_path, save_every=2, **toys.SETTINGS[name])
+    assert_same(tmp_path, unbroken)
+
+
+def test_without_the_state_of_its_objectives_a_run_would_not_take_the_same_steps(
+    tmp_path: Path, with_objectives: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twin: the state is needed."""
+    name, unbroken = with_objectives
+    with pytest.raises(KeyboardInterrupt):
+        toys.run(tmp_path, stop_at=7, save_every=2, **toys.SETTINGS[name])
+    monkeypatch.setattr(torch.nn.ModuleDict, "load_state_dict", lambda *_: None)
+    toys.run(tmp_path, save_every=2, **toys.SETTINGS[name])
+    assert rows(tmp_path) != rows(unbroken)
+
+
+def test_metrics_hold_every_loss_and_weight(with_objectives: tuple[str, Path]) -> None:
+    name, unbroken = with_objectives
+    found = [row for row in rows(unbroken) if "loss" in row]
+    for row in found:
+        if name == "all":
+            parts = row["cross_entropy"] + 0.5 * row["contrastive"]
+            kinds, balanced = ("audio", "video"), "modality_balanced"
+            assert 0.01 <= row["contrastive.temperature"] <= 1
+        else:
+            parts, kinds, balanced = 0.0, ("joint", "audio", "video"), "g_blend"
+            assert "cross_entropy" not in row
+        assert sum(row[f"{balanced}.w_{kind}"] for kind in kinds) == pytest.approx(1, abs=1e-6)
+        parts += sum(row[f"{balanced}.w_{kind}"] * row[f"{balanced}.{kind}"] for kind in kinds)
+        assert row["loss"] == pytest.approx(parts, rel=1e-5)
+    key = "modality_balanced.w_audio" if name == "all" else "g_blend.w_joint"
+    seen = [row[key] for row in found]
+    # MBP's weights move with every batch, those of G-Blend with every epoch of three.
+    assert len(set(seen)) > (3 if name == "blended" else 11) - 1
+    if name == "blended":
+        assert all(len(set(seen[start : start + 3])) == 1 for start in (0, 3, 6, 9))
+        assert seen[0] == pytest.approx(1 / 3)
+    else:
+        temperatures = [row["contrastive.temperature"] for row in found]
+        assert temperatures[0] == pytest.approx(0.5)
+        assert len(set(temperatures)) == 12
+
+
+def informed(kind: str, clips: list[Any]) -> dict[str, toys.ToySource]:
+    """Features of which those of one modality tell all of the caption, those of the other one clip in four, roughly."""
+    whole = {clip.clip_id: index % 3 for index, clip in enumerate(clips)}
+    slight = {clip.clip_id: index % 3 if index % 12 < 3 else 3 for index, clip in enumerate(clips)}
+    facts = (whole, slight) if kind == "video" else (slight, whole)
+    return {"eyes": toys.ToySource("eyes", "video", facts[0]), "ears": toys.ToySource("ears", "audio", facts[1])}
+
+
+@pytest.mark.parametrize(("dominant", "neglected"), [("video", "audio"), ("audio", "video")])
+def test_mbp_moves_weight_to_the_modality_that_is_neglected(tmp_path: Path, dominant: str, neglected: str) -> None:
+    clips = toys.clips(24)
+    colours = [replace(clip, captions=(f"a {toys.COLOURS[i % 3]} thing",)) for i, clip in enumerate(clips)]
+    train(
+        toys.config(epochs=30, lr=0.01, warmup_steps=5, objectives={"modality_balanced": {"beta": 0.9, "alpha": 100}}),
+        sources=informed(dominant, clips),
+        train_clips=colours,
+        val_clips=[],
+        run_folder=tmp_path,
+    )
+    found = [row for row in rows(tmp_path) if "loss" in row]
+    assert found[0][f"modality_balanced.w_{neglected}"] == pytest.approx(0.5, abs=0.06)
+    assert found[-1][f"modality_balanced.w_{neglected}"] > 0.8
+    assert found[-1][f"modality_balanced.{neglected}"] > found[-1][f"modality_balanced.{dominant}"] + 0.1
+
+
+def test_the_contrastive_loss_falls_and_pairs_match(tmp_path: Path) -> None:
+    """Four facts, each seen and heard in its own clip: what is seen finds what is heard, in clips never trained on."""
+    clips, others = toys.clips(4), toys.clips(4, "val")
+    facts = {clip.clip_id: index for group in (clips, others) for index, clip in enumerate(group)}
+    # Heard otherwise than it is seen: alike numbers would match without learning.
+    heard = {clip_id: (2, 0, 3, 1)[fact] for clip_id, fact in facts.items()}
+    sources = {"eyes": toys.ToySource("eyes", "video", facts), "ears": toys.ToySource("ears", "audio", heard)}
+    fusion = {**toys.COATTENTION, "pool": "pre", "dropout": 0.0}
+    config = toys.config(fusion=fusion, objectives={"contrastive": {}}, epochs=60, batch_size=4, lr=0.005)
+
+    def matched(which: str) -> float:
+        """How many of the clips that were not trained on find their partner, by the captioner of a checkpoint."""
+        captioner = checkpoint.load(tmp_path / which / "checkpoints" / "last").captioner
+        with torch.no_grad():
+            aux = captioner.fusion(ClipDataset(others, sources).batch([(index, ()) for index in range(4)])).aux
+        scores = F.normalize(aux["pooled_video"]) @ F.normalize(aux["pooled_audio"]).T
+        return float((scores.argmax(1) == torch.arange(4)).float().mean())
+
+    for which, chosen in (("with", config), ("without", toys.config(fusion=fusion, epochs=60, batch_size=4, lr=0.005))):
+        train(chosen, sources=sources, train_clips=clips, val_clips=[], run_folder=tmp_path / which)
+    losses = [row["contrastive"] for row in rows(tmp_path / "with") if "loss" in row]
+    assert losses[0] > 1
+    assert losses[-1] < 0.1
+    assert matched("with") == 1
+    assert matched("without") < 1
+
+
+def test_what_an_objective_lacks_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"objectives\.contrastive: .*fusion qformer gives no pooled.*fusion\.pool=post"
+    ):
+        toys.run(tmp_path / "run", objectives={"contrastive": {}})
+    assert not (tmp_path / "run").exists()
+    clips = toys.clips(8)
+    with pytest.raises(DataError, match="of 0 validation clips none has both a caption and a feature"):
+        train(
+            toys.config(objectives=toys.BLENDED),
+            sources=toys.sources(clips),
+            train_clips=clips,
+            val_clips=[],
+            run_folder=tmp_path / "run",
+        )
+    assert not (tmp_path / "run").exists()
 
 
 def test_patience_ends_it(tmp_path: Path) -> None:
@@ -147,6 +384,38 @@ def test_a_loss_that_is_not_finite_names_the_clips(tmp_path: Path) -> None:
     )  # type: ignore[method-assign]
     with pytest.raises(TrainingError, match=rf"loss is nan at step 0, on the clips .*{clips[1].clip_id}"):
         train(toys.config(), sources=found, train_clips=clips, val_clips=[], run_folder=tmp_path)
+
+
+def test_a_gradient_that_is_not_finite_names_the_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss is finite, its gradient is not: nothing is learned from it, and all clips of the step are named."""
+    from avpipe.train.objectives.cross_entropy import CaptionLoss
+
+    honest, seen = CaptionLoss.__call__, []
+
+    def steep(self: CaptionLoss, logits: torch.Tensor, *rest: Any) -> torch.Tensor:
+        seen.append(logits)
+        # sqrt at 0 is finite, its slope is not
+        return honest(self, logits, *rest) + (logits.sum() * (0.0 if len(seen) == 6 else 1.0)).abs().sqrt() * 1e-9
+
+    monkeypatch.setattr(CaptionLoss, "__call__", steep)
+    clips = toys.clips(32)
+    told: list[Any] = []
+    with pytest.raises(TrainingError, match=r"norm of the gradient is (nan|inf) at step 2, on the clips ") as caught:
+        train(
+            toys.config(accumulate=2, save_every=2),
+            sources=toys.sources(clips),
+            train_clips=clips,
+            val_clips=[],
+            run_folder=tmp_path,
+            on_event=told.append,
+        )
+    assert [event["step"] for event in told if event["event"] == "step"] == [1, 2]
+    tokenizer = Tokenizer.trained(["a"], vocabulary_size=300, lower_case=True)
+    data = ClipDataset(clips, toys.sources(clips), tokenizer=tokenizer)
+    items = epoch_items(data, seed=0, epoch=1, batch_size=8, captions_per_clip=1)[:2]
+    named = str(caught.value).partition("on the clips ")[2].partition(" (")[0].split(", ")
+    assert named == [clips[index].clip_id for item in items for index, _ in item]
+    assert all(value.isfinite().all() for value in weights(tmp_path, "last").values())
 
 
 def _broken(features: Any) -> Any:
