@@ -25,7 +25,7 @@ def list_parts(
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """List encoders, datasets, fusions, decoders, metrics, recipes, and what the workspace holds.
+    """List encoders, datasets, fusions, decoders, objectives, metrics, recipes, and what the workspace holds.
 
     `avpipe ls datasets` shows their cards, and the ledger of those that are prepared.
     """

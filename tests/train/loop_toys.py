@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import socket
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from avpipe.pipeline.clip import Clip
 from avpipe.pipeline.features import Features, FeatureSpec
 from avpipe.train.config import RunConfig, check
+from avpipe.train.learner import Learner
 
 COLOURS, SOUNDS = ("red", "blue", "green"), ("beep", "hum")
 
@@ -126,5 +131,39 @@ def run(folder: Path, *, stop_at: int = 0, how: str = "raise", **train: Any) -> 
     )
 
 
+def run_two(folder: Path, name: str) -> list[subprocess.CompletedProcess[str]]:
+    """Train the toy in two processes on the CPU, which share every batch."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    common = {"OMP_NUM_THREADS": "1", "PATH": "", "CUDA_VISIBLE_DEVICES": "", **shared}
+    begun = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.train.loop_toys", str(folder), "0", name],
+            cwd=Path(__file__).parents[2], env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        told = [process.communicate(timeout=120) for process in begun]
+    finally:
+        for process in begun:
+            process.kill()
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, *texts)
+        for process, texts in zip(begun, told, strict=True)
+    ]
+
+
 if __name__ == "__main__":  # python -m tests.train.loop_toys FOLDER STEP SETTINGS: train and be killed at that step
+    # Step 0: to the end, and tell what the objectives of this process hold.
+    from avpipe.train import loop
+
+    learners = []
+    loop.Learner = lambda *given: learners.append(Learner(*given)) or learners[-1]  # type: ignore
     run(Path(sys.argv[1]), stop_at=int(sys.argv[2]), how="kill", save_every=2, **SETTINGS[sys.argv[3]])
+    print(json.dumps({key: value.tolist() for key, value in learners[-1].objectives.state_dict().items()}))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

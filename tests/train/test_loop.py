@@ -256,6 +256,19 @@ def test_without_the_state_of_its_objectives_a_run_would_not_take_the_same_steps
     assert rows(tmp_path) != rows(unbroken)
 
 
+@pytest.mark.parametrize("name", ["all", "blended"])
+def test_two_processes_hold_the_same(tmp_path: Path, name: str) -> None:
+    """Gradients are shared, also those of objectives, and weights are made of the means over both."""
+    both = toys.run_two(tmp_path, name)
+    for process in both:
+        assert process.returncode == 0, process.stderr
+    one, other = (json.loads(process.stdout.splitlines()[-1]) for process in both)
+    assert one == other
+    [balanced] = (key for key in one if key.endswith(".weights"))
+    assert len(set(one[balanced])) == len(one[balanced])  # they have moved
+    assert [row["step"] for row in rows(tmp_path) if "loss" in row] == list(range(1, 9))  # two batches of 16 an epoch
+
+
 def test_metrics_hold_every_loss_and_weight(with_objectives: tuple[str, Path]) -> None:
     name, unbroken = with_objectives
     found = [row for row in rows(unbroken) if "loss" in row]

@@ -180,6 +180,32 @@ def test_measuring_draws_nothing_and_trains_nothing(name: str) -> None:
     assert all(torch.equal(value, weights[key]) for key, value in learns.captioner.state_dict().items())
 
 
+# -- on every fusion ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fusion", fusions.REGISTRY.names())
+def test_each_modality_alone_on_every_fusion(fusion: str) -> None:
+    module = fusions.REGISTRY.load(fusion)
+    torch.manual_seed(0)
+    fused = module.Fusion(small_config(module), SPECS)
+    module = decoders.REGISTRY.load("transformer")
+    decoder = module.Decoder(small_config(module), fused_width=fused.width, vocabulary_size=VOCABULARY)
+    settings = {"cross_entropy": {}, "modality_balanced": {}}
+    learns = Learner(Captioner(fused, decoder), settings, SPECS)
+    total, parts = learns(captioned())
+    total.backward()
+    assert total.isfinite()
+    assert all(p.grad.isfinite().all() for p in learns.parameters() if p.grad is not None)
+    assert parts["modality_balanced.audio"] != parts["modality_balanced.video"]
+
+
+@pytest.mark.parametrize("fusion", fusions.REGISTRY.names())
+def test_what_a_fusion_gives_to_objectives_is_what_it_gives_in_training(fusion: str) -> None:
+    module = fusions.REGISTRY.load(fusion)
+    fused = module.Fusion(small_config(module), SPECS)
+    assert aux_keys(fused, SPECS) == set(fused(batch()).aux)
+
+
 # -- together ----------------------------------------------------------------------------------------------------------
 
 
