@@ -296,6 +296,15 @@ def test_metrics_hold_every_loss_and_weight(with_objectives: tuple[str, Path]) -
         assert len(set(temperatures)) == 12
 
 
+def test_the_temperature_is_clamped_after_every_step(tmp_path: Path) -> None:
+    objectives = {"contrastive": {"temperature": 0.9}}
+    toys.run(tmp_path, fusion=toys.COATTENTION, objectives=objectives, lr=5.0, warmup_steps=0, epochs=1)
+    found = [row["contrastive.temperature"] for row in rows(tmp_path) if "loss" in row]
+    assert found[0] == pytest.approx(0.9)
+    # The first step moves the logarithm by the learning rate: out of what is allowed, whichever way.
+    assert found[1] in (pytest.approx(0.01, rel=1e-4), 1.0)
+
+
 def informed(kind: str, clips: list[Any]) -> dict[str, toys.ToySource]:
     """Features of which those of one modality tell all of the caption, those of the other one clip in four, roughly."""
     whole = {clip.clip_id: index % 3 for index, clip in enumerate(clips)}
