@@ -136,15 +136,15 @@ def looks_local(weights: str) -> bool:
     return weights.startswith(("/", "./", "../", "~")) or path.suffix in FILE_SUFFIXES or path.exists()
 
 
-def local_file(weights: str, *, component: str) -> Path:
-    """An existing file, ``~`` expanded.
+def local_file(weights: str, *, component: str, option: str = "weights", has_random: bool = True) -> Path:
+    """An existing file, ``~`` expanded; the rest is as in :func:`resolve`.
 
     Raises:
         MissingWeightsError: there is no such file.
     """
     path = Path(weights).expanduser()
     if not path.is_file():
-        raise _Asker(component).missing(weights, f"there is no file {path}")
+        raise _Asker(component, option, has_random).missing(weights, f"there is no file {path}")
     return path
 
 

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from avpipe.extract import checkpoints
 from avpipe.extract.encoders import audio_caption
 from avpipe.extract.media import Media, read
 from avpipe.extract.networks import clapcap
+from avpipe.pipeline import checkpoints
 from avpipe.pipeline.config import parse
 from avpipe.pipeline.errors import CheckpointError, ConfigError, MissingWeightsError, SkipClip
 from avpipe.pipeline.features import Segment

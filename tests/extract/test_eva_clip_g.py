@@ -13,11 +13,10 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from avpipe.extract import checkpoints
 from avpipe.extract.encoders import _device, _frames, eva_clip_g
 from avpipe.extract.media import Frames
 from avpipe.extract.networks import eva_clip_g as networks
-from avpipe.pipeline import weights
+from avpipe.pipeline import checkpoints, weights
 from avpipe.pipeline.config import parse
 from avpipe.pipeline.errors import CheckpointError, ConfigError, MissingWeightsError, UsageError
 from avpipe.pipeline.features import Features

@@ -240,8 +240,8 @@ def _random(seed: int) -> ClapCap:
 
 def _pretrained(path: Path) -> ClapCap:
     """The network with the weights of a file in the authors' layout; every tensor must be there and fit."""
-    from avpipe.extract import checkpoints
     from avpipe.extract.networks.clapcap import ClapCap, Sizes, our_names
+    from avpipe.pipeline import checkpoints
 
     state = our_names(checkpoints.tensors(checkpoints.read(path), path))
     try:

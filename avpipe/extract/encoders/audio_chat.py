@@ -20,13 +20,12 @@ import numpy as np
 from pydantic import Field
 
 from avpipe.extract.encoder import Prepared
-from avpipe.extract.encoders import _shards
 from avpipe.extract.encoders._config import BatchConfig
 from avpipe.extract.encoders._media import waveform_of
 from avpipe.extract.encoders._pretrained import network_of, number_type, pretrained
 from avpipe.extract.encoders._writing import DIGITS, BestLogProbs, settings, until
 from avpipe.extract.media import AudioRequest, Media
-from avpipe.pipeline import weights
+from avpipe.pipeline import weight_shards, weights
 from avpipe.pipeline.errors import CheckpointError, UsageError
 from avpipe.pipeline.features import FeatureSpec, Segment, Segments
 from avpipe.pipeline.pretrained import json_of, quiet
@@ -92,7 +91,7 @@ class Encoder:
             raise UsageError(f"{name}.max_seconds: expected at most 30 with qwen2_audio, got {config.max_seconds}")
         self.config = config
         self.batch_size = config.batch_size
-        self.files = _shards.find(place, "", encoder=name)
+        self.files = weight_shards.find(place, "", component=name)
         if not weights.looks_local(place):  # the Hub's cache has a folder a commit: all files must come from one
             place = f"{place.partition('@')[0]}@{self.files.config.parent.name}"
         parts = weights.resolve(place, PARTS, component=name, has_random=False).files

@@ -23,12 +23,12 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from avpipe.extract import checkpoints, fbank
+from avpipe.extract import fbank
 from avpipe.extract.encoder import Prepared
 from avpipe.extract.encoders._config import DeviceConfig
 from avpipe.extract.encoders._media import waveform_of
 from avpipe.extract.media import AudioRequest, Media
-from avpipe.pipeline import weights
+from avpipe.pipeline import checkpoints, weights
 from avpipe.pipeline.errors import CheckpointError, MissingWeightsError
 from avpipe.pipeline.features import Features, FeatureSpec
 

@@ -27,13 +27,13 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from avpipe.extract import checkpoints, fbank
+from avpipe.extract import fbank
 from avpipe.extract.encoder import Prepared
 from avpipe.extract.encoders._config import DeviceConfig, FrameConfig, Sampling
 from avpipe.extract.encoders._frames import FRAMES_AT_ONCE, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from avpipe.extract.encoders._media import pictures_of, waveform_of
 from avpipe.extract.media import AudioRequest, FrameRequest, Media
-from avpipe.pipeline import weights
+from avpipe.pipeline import checkpoints, weights
 from avpipe.pipeline.errors import MissingWeightsError, UsageError
 from avpipe.pipeline.features import Features, FeatureSpec
 

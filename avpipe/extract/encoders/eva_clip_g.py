@@ -21,8 +21,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from avpipe.extract import checkpoints
-from avpipe.extract.encoders import _shards
 from avpipe.extract.encoders._config import TOKENS, Sampling
 from avpipe.extract.encoders._frames import (
     CLIP_MEAN,
@@ -34,7 +32,7 @@ from avpipe.extract.encoders._frames import (
     grid_side,
     patch_rows,
 )
-from avpipe.pipeline import weights
+from avpipe.pipeline import checkpoints, weight_shards, weights
 from avpipe.pipeline.errors import CheckpointError
 from avpipe.pipeline.pretrained import json_of
 
@@ -139,7 +137,7 @@ def _find(wanted: str, name: str) -> Source:
     if Path(wanted).suffix in weights.FILE_SUFFIXES:
         found = weights.find(wanted, (), component=name)
         return Source(described=GIANT, spec=found.to_spec(), files=(found.files["weights"],), lavis=True)
-    shards = _shards.find(wanted, HUB_PREFIX, encoder=name)
+    shards = weight_shards.find(wanted, HUB_PREFIX, component=name)
     return Source(described=_described(shards.config), spec=shards.to_spec(), files=shards.files)
 
 
@@ -165,7 +163,11 @@ def _network(source: Source, *, final_norm: bool) -> torch.nn.Module:
     if not source.files:
         return networks.random(source.described, source.seed, final_norm=final_norm)
     path = source.files[0]
-    state = networks.from_lavis(_lavis(path)) if source.lavis else _shards.read(source.files, HUB_PREFIX)
+    if source.lavis:
+        state = networks.from_lavis(_lavis(path))
+    else:
+        held = weight_shards.read(source.files, HUB_PREFIX)
+        state = {tensor.removeprefix(HUB_PREFIX): value for tensor, value in held.items()}
     if source.lavis and final_norm and "post_layernorm.weight" not in state:
         raise CheckpointError(
             f"{path}: holds no ln_vision, which BLIP-2 learned and EVA-CLIP does not have. Write norm=none, or take "

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from avpipe.extract import checkpoints
 from avpipe.extract.encoders import _torchvision
 from avpipe.extract.encoders._frames import (
     IMAGENET_MEAN,
@@ -24,7 +23,7 @@ from avpipe.extract.encoders._frames import (
     frame_spec,
     patch_rows,
 )
-from avpipe.pipeline import weights
+from avpipe.pipeline import checkpoints, weights
 from avpipe.pipeline.errors import UsageError
 
 if TYPE_CHECKING:

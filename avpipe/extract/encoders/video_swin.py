@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from avpipe.extract import checkpoints
 from avpipe.extract.encoder import Prepared
 from avpipe.extract.encoders import _torchvision
 from avpipe.extract.encoders._config import Sampling
@@ -30,7 +29,7 @@ from avpipe.extract.encoders._frames import (
     Preprocessing,
     VisualEncoder,
 )
-from avpipe.pipeline import weights
+from avpipe.pipeline import checkpoints, weights
 from avpipe.pipeline.features import Features, FeatureSpec
 
 if TYPE_CHECKING:

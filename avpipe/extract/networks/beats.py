@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from avpipe.extract import checkpoints
+from avpipe.pipeline import checkpoints
 from avpipe.pipeline.errors import CheckpointError
 
 

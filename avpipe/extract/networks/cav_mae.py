@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avpipe.extract import checkpoints
+from avpipe.pipeline import checkpoints
 from avpipe.pipeline.errors import CheckpointError, UsageError
 from avpipe.pipeline.networks.cav_mae import Block, JointLayers, Modality
 

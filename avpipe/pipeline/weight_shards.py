@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avpipe.extract import checkpoints
-from avpipe.pipeline import weights
+from avpipe.pipeline import checkpoints, weights
 from avpipe.pipeline.errors import CheckpointError
 from avpipe.pipeline.pretrained import json_of
 
@@ -45,59 +45,66 @@ class Shards:
         return {"id": self.id, "sha256": joined}
 
 
-def find(place: str, prefix: str, *, encoder: str) -> Shards:
+def find(place: str, *prefixes: str, component: str, option: str = "weights", has_random: bool = True) -> Shards:
     """The files of a repository on the Hub, or of a local folder, that hold the tensors ``prefix*``, and no others.
 
     Args:
         place: ``org/name``, ``org/name@revision`` or a folder.
-        prefix: of the part's names.
-        encoder: name for messages.
+        prefixes: of the part's names.
+        component: which encoder, fusion or decoder asks, for messages.
+        option: by which the user said ``place``, for messages.
+        has_random: whether he may say ``random`` instead.
 
     Raises:
         MissingWeightsError: a file is neither here nor to be had.
         CheckpointError: the index cannot be read, or names no such tensor.
     """
-    found = weights.resolve(place, {"config": ("config.json",), "weights": WEIGHT_NAMES}, component=encoder)
+
+    def resolve(place: str, parts: Mapping[str, Sequence[str]]) -> weights.WeightFiles:
+        return weights.resolve(place, parts, component=component, option=option, has_random=has_random)
+
+    found = resolve(place, {"config": ("config.json",), "weights": WEIGHT_NAMES})
     first = found.files["weights"]
     files: tuple[Path, ...] = (first,)
     if first.name.endswith(INDEX):
-        names = _named_in(first, prefix)
+        names = _named_in(first, prefixes)
         if not weights.looks_local(place):  # the Hub's cache has a folder a commit: all files must come from one
             place = f"{place.partition('@')[0]}@{first.parent.name}"
-        files = tuple(weights.resolve(place, {name: (name,) for name in names}, component=encoder).files.values())
+        files = tuple(resolve(place, {name: (name,) for name in names}).files.values())
     return Shards(id=found.id, config=found.files["config"], files=files)
 
 
-def read(files: tuple[Path, ...], prefix: str) -> dict[str, Tensor]:
-    """The tensors ``prefix*``, without the prefix. Of a ``.safetensors`` file, nothing else is read.
+def read(files: tuple[Path, ...], *prefixes: str) -> dict[str, Tensor]:
+    """The tensors ``prefix*``. Of a ``.safetensors`` file, nothing else is read.
 
     Raises:
         CheckpointError: a file cannot be read.
     """
     found: dict[str, Tensor] = {}
     for file in files:
-        held = _read_safe(file, prefix) if file.suffix == ".safetensors" else checkpoints.read(file)
-        found |= {name.removeprefix(prefix): value for name, value in held.items() if name.startswith(prefix)}
+        held = _read_safe(file, prefixes) if file.suffix == ".safetensors" else checkpoints.read(file)
+        found |= {name: value for name, value in held.items() if name.startswith(prefixes)}
     return found
 
 
-def _named_in(index: Path, prefix: str) -> list[str]:
+def _named_in(index: Path, prefixes: tuple[str, ...]) -> list[str]:
     """The files that an index names for ``prefix*``."""
     try:
         places = json_of(index)["weight_map"]
-        names = sorted({file for name, file in places.items() if name.startswith(prefix)})
+        names = sorted({file for name, file in places.items() if name.startswith(prefixes)})
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index}: no index of weight files ({error!r})") from None
     if not names:
-        raise CheckpointError(f"{index}: names no tensor {prefix}*; the first are {', '.join(list(places)[:5])}")
+        wanted, first = "*, ".join(prefixes), ", ".join(list(places)[:5])
+        raise CheckpointError(f"{index}: names no tensor {wanted}*; the first are {first}")
     return names
 
 
-def _read_safe(file: Path, prefix: str) -> dict[str, Tensor]:
+def _read_safe(file: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="pt") as content:
-            return {name: content.get_tensor(name) for name in content.keys() if name.startswith(prefix)}  # noqa: SIM118
+            return {name: content.get_tensor(name) for name in content.keys() if name.startswith(prefixes)}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file}: cannot be read as a weight file: {error}") from None
