@@ -50,6 +50,22 @@ def build(config: RunConfig, specs: Mapping[str, FeatureSpec], vocabulary_size: 
     return Captioner(fusion, decoder)
 
 
+def read_start_values(captioner: Captioner) -> None:
+    """Let the parts of a captioner that is to be trained anew read the public weights that they start from, if any.
+
+    A part that can has a method of this name; one that is read from a checkpoint, or goes on from one, is not asked:
+    those files need not be there any more.
+
+    Raises:
+        MissingWeightsError: they are neither here nor to be had.
+        CheckpointError: they do not fit.
+    """
+    for part in (captioner.fusion, captioner.decoder):
+        read = getattr(part, "read_start_values", None)
+        if read is not None:
+            read()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedCaptioner:
     """A captioner that is ready to caption, and what it must be fed.

@@ -108,6 +108,7 @@ def train(
         ConfigError: an objective lacks something of the fusion or the feature sets.
         DataError: there is nothing to learn from, or an objective needs validation clips and there are none.
         FingerprintError: the run's checkpoint was trained on other features.
+        MissingWeightsError: public weights that a new training starts from are neither here nor to be had.
         TrainingError: the loss or its gradient is not finite; the message names the clips.
     """
     started = time.monotonic()
@@ -141,6 +142,8 @@ def train(
         state = checkpoint.load_state(resumed)
         learner.objectives.load_state_dict(state.get("objectives", {}))  # older runs have none
         progress = _Progress(**state["progress"])
+    else:
+        checkpoint.read_start_values(captioner)
     optimizer = torch.optim.AdamW(_groups(learner, settings), lr=settings.lr, betas=settings.betas)
     model, optimizer = accelerator.prepare(learner, optimizer)
     if state:

@@ -12,11 +12,25 @@ Layer i, as in the paper (post-norm), with h_v the visual and h_a the audio quer
     u_a = LN(u_a + CrossAttention_a(u_a, X_a))
     h_v = LN(u_v + FFN_v(u_v));  h_a = LN(u_a + FFN_a(u_a))
 
+What the authors compare, as settings over :data:`PAPER`; each gives the numbers of their code:
+
+==============  ====================================================================================================
+Aligned_6       nothing: their own choice
+Aligned_12      ``cross_attention_every=1``
+Alternating     ``streams=alternating``: even layers look at video alone, odd ones at audio alone
+Increased       ``queries.audio=32``
+Separate        ``streams=separate``: no stream knows of another before the decoder
+Random_Init     ``initialise_from_bert`` alone (all others: ``initialise_from`` a BLIP-2; Separate: both)
+video alone     ``modalities=[video]`` of the run: BLIP-2's Q-Former, and PIT-VC's
+audio alone     ``modalities=[audio]`` of the run
+==============  ====================================================================================================
+
 X_v and X_a are the features after a LayerNorm of their own. What is given out is a Linear of each stream's queries,
 audio first, as the authors feed their language model.
 
-The paper's network starts from BLIP-2's weights. Ours, by default, starts from nothing, on little data; what that takes
-was measured (docs/synchrony.md). Deviations, each by a switch:
+The paper's network starts from BLIP-2's weights, which ``initialise_from`` reads (:mod:`avpipe.train.fusions._blip2`).
+Ours, by default, starts from nothing, on little data; what that takes was measured (docs/synchrony.md). Deviations,
+each by a switch:
 
 - ``time_embedding: sinusoidal`` adds the time of each row to X. The original has none: to its cross-attention a clip is
   a bag of rows, so it cannot tell "first ... then ...", nor whether what is seen is in time with what is heard.
@@ -26,13 +40,15 @@ was measured (docs/synchrony.md). Deviations, each by a switch:
 - ``absent: zero`` drops the cross-attention's result of a modality that the clip lacks. In the original an all-zero
   mask becomes uniform attention over rows of padding, so the caption depends on how long the padding is.
 
+Without a switch: the audio stream's Linear at the end starts as all matrices do, and not from torch's uniform numbers.
+
 Beyond the original: one stream for every feature set, however many there are, and one alone is a plain Q-Former.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -41,13 +57,18 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from avpipe.pipeline.config import Config as BaseConfig
+from avpipe.pipeline.errors import UsageError
 from avpipe.pipeline.features import MODALITIES, FeatureSpec
 from avpipe.train.batch import AttentionMap, Batch, Fused
+from avpipe.train.fusions import _blip2
 from avpipe.train.layers import attend, initialise, key_bias, split_heads, time_code
+
+log = logging.getLogger(__name__)
 
 LAYER_NORM_EPS = 1e-12  # BERT's; the visual input's norm is BLIP-2's ``ln_vision`` with torch's default
 VISUAL_INPUT_EPS = 1e-5
 QUERY_STD = 0.1
+PUBLIC_WIDTH, PUBLIC_HEADS = 768, 12  # of BERT base, and so of every public BLIP-2
 
 
 class Queries(BaseConfig):
@@ -75,6 +96,11 @@ class Config(BaseConfig):
     """Whether a sub-layer's input is normed, or its output. The paper: post."""
     cross_attention_every: int = Field(1, ge=1)
     """Layers 0, n, 2n, ... look at the features. The paper: 2."""
+    streams: Literal["aligned", "alternating", "separate"] = "aligned"
+    """``aligned``: all modalities meet in each self-attention, and look at their features in the same layers. The
+    paper's ablations: ``alternating``: they take turns to look, one a layer; after every ``cross_attention_every``
+    layers it is the first one's turn again, or later, where there are more feature sets. ``separate``: as aligned, but
+    each has self-attentions of its own, and none knows of the others."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Of channels and of attention weights. The paper: 0.1."""
     project_inputs: bool = True
@@ -88,11 +114,40 @@ class Config(BaseConfig):
     """Width of what is given to the decoder; none = ``width``, without the projection."""
     initializer_std: float | None = Field(None, gt=0)
     """Standard deviation of matrices and queries at the start; none: Glorot's, and 0.1 for queries. Paper: 0.02."""
+    initialise_from: str = ""
+    """A BLIP-2 that a new training starts from: ``org/name`` on the Hub (Salesforce/blip2-flan-t5-xl), a folder with
+    such files, or a file of LAVIS's (blip2_pretrained_flant5xl.pth); empty: none. The video stream takes everything of
+    it, the others what they share; for the rest see ``initialise_feed_forward``. The sizes must be BLIP-2's."""
+    initialise_from_bert: str = ""
+    """A BERT (google-bert/bert-base-uncased, or a folder or file) for self-attentions and the norm of the queries: of
+    all streams (Random_Init), or, with ``streams=separate`` and ``initialise_from``, of those that BLIP-2 leaves."""
+    initialise_feed_forward: Literal["new", "copy"] = "new"
+    """With ``initialise_from``, the feed-forward parts of streams other than the video's: new, as in the authors' code,
+    or copies of BLIP-2's."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Config:
         if self.width % self.heads:
             raise ValueError(f"heads must divide width ({self.width})")
+        return self
+
+    @model_validator(mode="after")
+    def _public_weights_fit(self) -> Config:
+        for key in ("initialise_from", "initialise_from_bert"):
+            if getattr(self, key) and self.width == PUBLIC_WIDTH and self.heads != PUBLIC_HEADS:  # no tensor tells it
+                raise ValueError(f"heads: expected {PUBLIC_HEADS} with {key}, as public weights have, got {self.heads}")
+            if getattr(self, key) and (self.norm != "post" or self.project_inputs):
+                raise ValueError(
+                    f"{key}: expected norm=post and project_inputs=false, for which public weights were learned, got "
+                    f"norm={self.norm} and project_inputs={str(self.project_inputs).lower()}"
+                )
+        if self.initialise_from and self.initialise_from_bert and self.streams != "separate":
+            raise ValueError(
+                f"initialise_from_bert: with streams={self.streams} nothing would be left of it, as initialise_from "
+                "fills the same tensors; expected one of the two"
+            )
+        if self.initialise_feed_forward == "copy" and not self.initialise_from:
+            raise ValueError("initialise_feed_forward: there is nothing to copy without initialise_from")
         return self
 
 
@@ -119,26 +174,38 @@ class Fusion(nn.Module):
     Args:
         config: sizes.
         specs: the feature sets it reads, by name. Streams stand in the order video, audio, text.
+
+    Raises:
+        UsageError: streams that alternate outnumber the layers: one would never look at its features.
     """
 
     source: Tensor
     order: Tensor
+    query_norm: nn.LayerNorm | nn.ModuleList
 
     def __init__(self, config: Config, specs: Mapping[str, FeatureSpec]) -> None:
         super().__init__()
+        self.config = config
         self.width = config.out_width or config.width
         self.absent = config.absent
         self.names = tuple(sorted(specs, key=lambda name: MODALITIES.index(specs[name].modality)))
+        self.specs = dict(specs)
         ordered = [specs[name] for name in self.names]
         self.counts = [int(getattr(config.queries, spec.modality)) for spec in ordered]
         self.inputs = nn.ModuleList(_Input(config, spec) for spec in ordered)
         self.queries = nn.Parameter(torch.empty(1, sum(self.counts), config.width))
-        self.query_norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
+        self.is_separate = config.streams == "separate"
+        norms = [nn.LayerNorm(config.width, eps=LAYER_NORM_EPS) for _ in (ordered if self.is_separate else ordered[:1])]
+        self.query_norm = nn.ModuleList(norms) if self.is_separate else norms[0]
         self.dropout = nn.Dropout(config.dropout)
         widths = [config.width if config.project_inputs else spec.dim for spec in ordered]
-        self.layers = nn.ModuleList(
-            _Layer(config, widths, crosses=index % config.cross_attention_every == 0) for index in range(config.layers)
-        )
+        if config.streams == "alternating" and config.layers < len(ordered):
+            raise UsageError(
+                f"fusion.layers: expected at least {len(ordered)} where as many feature sets alternate "
+                f"({', '.join(self.names)}), got {config.layers}: the last would never be looked at"
+            )
+        self.crossing = [_crossing(config, index, len(ordered)) for index in range(config.layers)]
+        self.layers = nn.ModuleList(_Layer(config, widths, crossing) for crossing in self.crossing)
         self.final_norms = nn.ModuleList(nn.LayerNorm(config.width) for _ in ordered if config.norm == "pre")
         self.outputs = nn.ModuleList(nn.Linear(config.width, self.width) for _ in ordered if config.out_width)
         # What is given out: audio first.
@@ -160,12 +227,17 @@ class Fusion(nn.Module):
             biases.append(key_bias(batch.mask[name], context.dtype))
             present = batch.present[name] if self.absent == "zero" else torch.ones_like(batch.present[name])
             gates.append(present.to(context.dtype)[:, None, None])
-        queries = self.dropout(self.query_norm(self.queries)).expand(len(batch), -1, -1)
+        if isinstance(self.query_norm, nn.ModuleList):
+            apart = self.queries.split_with_sizes(self.counts, dim=1)
+            normed = torch.cat([norm(part) for norm, part in zip(self.query_norm, apart, strict=True)], dim=1)
+        else:
+            normed = self.query_norm(self.queries)
+        queries = self.dropout(normed).expand(len(batch), -1, -1)
         streams = list(queries.split_with_sizes(self.counts, dim=1))
         attention: list[AttentionMap] = []
         for index, layer in enumerate(self.layers):
             streams, weights = layer(streams, contexts, biases, gates, return_attention)
-            keys = ("all", *self.names) if layer.crosses else ("all",)
+            keys = ("all", *(self.names[stream] for stream in self.crossing[index]))
             attention += [
                 AttentionMap(layer=index, queries=key, keys=key, weights=weight)
                 for key, weight in zip(keys, weights, strict=False)
@@ -183,42 +255,76 @@ class Fusion(nn.Module):
             attention=tuple(attention),
         )
 
+    def read_start_values(self) -> None:
+        """Read the public weights that the configuration names; the rest keeps its start values.
 
-_OFFICIAL_NAMES = (
-    (r"^Qformer\.bert\.", ""),
-    (r"^embeddings\.LayerNorm", "query_norm"),
-    (r"^encoder\.layer\.", "layers."),
-    (r"^query_tokens$", "queries"),
-    (r"^ln_vision\.", "inputs.0.norm."),
-    (r"^ln_audio\.", "inputs.1.norm."),
-    (r"^t5_proj\.", "outputs.0."),
-    (r"^t5_proj_aud\.", "outputs.1."),
-    (r"\.crossattention_vis\.", ".cross_attentions.0."),
-    (r"\.crossattention_aud\.", ".cross_attentions.1."),
-    (r"\.attention\.", ".self_attention."),
-    (r"\.intermediate_query_vis\.dense\.", ".feed_forwards.0.wide."),
-    (r"\.intermediate_query_aud\.dense\.", ".feed_forwards.1.wide."),
-    (r"\.output_query_vis\.", ".feed_forwards.0."),
-    (r"\.output_query_aud\.", ".feed_forwards.1."),
-    (r"\.(self|output)\.(query|key|value|dense|LayerNorm)\.", r".\2."),
-    (r"\.dense\.", ".out."),
-    (r"\.LayerNorm\.", ".norm."),
-)
+        Raises:
+            MissingWeightsError: they are neither here nor to be had.
+            CheckpointError: they are not complete, or do not fit.
+            UsageError: there is no stream for them.
+        """
+        config, everyone = self.config, range(len(self.names))
+        video = self._video_of_blip2() if config.initialise_from else None
+        if config.initialise_from_bert:
+            left = [stream for stream in everyone if stream != video]
+            if not left:
+                raise UsageError(
+                    f"fusion.initialise_from_bert: expected a feature set beside {self.names[0]}, which starts from "
+                    "fusion.initialise_from; there is none"
+                )
+            source = _blip2.bert(config.initialise_from_bert)
+            self._fill(source, left if self.is_separate else left[:1], ignored=_blip2.NOT_SHARED)
+        if config.initialise_from:
+            source = _blip2.blip2(config.initialise_from)
+            if video is None:  # only what is shared
+                self._fill(source, [-1], ignored=_blip2.NOT_SHARED)
+                return
+            has_no_projection = config.out_width is None or any(name in source.held for name in _blip2.STAGE_ONE)
+            copied = [other for other in everyone if other != video and config.initialise_feed_forward == "copy"]
+            self._fill(source, [video], copied, ignored=r"outputs\..+" if has_no_projection else "")
+
+    def _fill(self, source: _blip2.Source, streams: list[int], copied: Sequence[int] = (), *, ignored: str) -> None:
+        first = sum(self.counts[: max(0, streams[0])])
+        own = _blip2.tensors_of(self, slice(first, first + self.counts[streams[0]]))
+        report = _blip2.fill(source, own, streams, is_separate=self.is_separate, copied=copied, ignored=ignored)
+        log.info("fusion: %s: %s", source.id, report)
+
+    def _video_of_blip2(self) -> int | None:
+        """Which stream is BLIP-2's; ``None`` where no feature set is video."""
+        found = [index for index, name in enumerate(self.names) if self.specs[name].modality == "video"]
+        if len(found) > 1:
+            raise UsageError(
+                f"fusion.initialise_from: expected one feature set of video, got "
+                f"{', '.join(self.names[index] for index in found)}; choose with features=[...]"
+            )
+        if not found and self.is_separate:
+            raise UsageError(
+                "fusion.initialise_from: expected a feature set of video, got none; with streams=separate nothing of a "
+                "BLIP-2 is for others. Try fusion.initialise_from_bert"
+            )
+        return found[0] if found else None
 
 
 def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The authors' weights (video and audio; the Q-Former, its norms and projections) under this module's names.
+    """The authors' weights under this module's names: the Q-Former (also the two of Separate, and LAVIS's own for video
+    alone), its norms and projections. What belongs to the text of LAVIS's is left out.
 
     For a fusion of :data:`PAPER` with ``out_width``: ``fusion.load_state_dict(from_official(state))``.
     """
-    renamed = {}
-    for name, tensor in state.items():
-        ours = name
-        for pattern, replacement in _OFFICIAL_NAMES:
-            ours = re.sub(pattern, replacement, ours)
-        if not ours.endswith("position_ids"):  # BERT's, which no query uses
-            renamed[ours] = tensor
+    is_separate = any(name.startswith("Qformer_aud.") for name in state)
+    renamed = _blip2.renamed(state, is_separate=is_separate)
+    second = renamed.pop("queries_aud", None)
+    if second is not None:
+        renamed["queries"] = torch.cat([renamed["queries"], second], dim=1)
     return renamed
+
+
+def _crossing(config: Config, layer: int, streams: int) -> list[int]:
+    """Which streams look at their features in a layer."""
+    if config.streams != "alternating":
+        return list(range(streams)) if layer % config.cross_attention_every == 0 else []
+    turn = layer % max(config.cross_attention_every, streams)
+    return [turn] if turn < streams else []
 
 
 class _Input(nn.Module):
@@ -243,27 +349,49 @@ class _Input(nn.Module):
 
 
 class _Layer(nn.Module):
-    """One layer of all streams."""
+    """One layer of all streams, of which those in ``crossing`` look at their features."""
 
-    def __init__(self, config: Config, context_widths: list[int], *, crosses: bool) -> None:
+    def __init__(self, config: Config, context_widths: list[int], crossing: list[int]) -> None:
         super().__init__()
-        self.crosses = crosses
-        self.self_attention = _Attention(config, config.width)
-        self.cross_attentions = nn.ModuleList(_Attention(config, width) for width in context_widths if crosses)
+        own = [_Attention(config, config.width) for _ in context_widths if config.streams == "separate"]
+        self.self_attention = nn.ModuleList(own) if own else _Attention(config, config.width)
+        self.cross_attentions = nn.ModuleDict(
+            {str(stream): _Attention(config, context_widths[stream]) for stream in crossing}
+        )
         self.feed_forwards = nn.ModuleList(_FeedForward(config) for _ in context_widths)
 
     def forward(
         self, streams: list[Tensor], contexts: list[Tensor], biases: list[Tensor], gates: list[Tensor], maps: bool
     ) -> tuple[list[Tensor], list[Tensor]]:
-        counts = [stream.shape[1] for stream in streams]
-        together, weights = self.self_attention(torch.cat(streams, dim=1), None, None, None, maps)
-        streams = list(together.split_with_sizes(counts, dim=1))
+        streams, weights = self._to_themselves(streams, maps)
         all_weights = [weights]
-        for index, attention in enumerate(self.cross_attentions):
+        for key, attention in self.cross_attentions.items():
+            index = int(key)
             streams[index], weights = attention(streams[index], contexts[index], biases[index], gates[index], maps)
             all_weights.append(weights)
         streams = [forward(stream) for forward, stream in zip(self.feed_forwards, streams, strict=True)]
         return streams, [weights for weights in all_weights if weights is not None]
+
+    def _to_themselves(self, streams: list[Tensor], maps: bool) -> tuple[list[Tensor], Tensor | None]:
+        """Self-attention, and its weights ``(B, H, S, S)``, zero from one stream to another where they are separate."""
+        if isinstance(self.self_attention, nn.ModuleList):
+            pairs = [
+                attention(stream, None, None, None, maps)
+                for attention, stream in zip(self.self_attention, streams, strict=True)
+            ]
+            return [stream for stream, _ in pairs], _block_diagonal([weights for _, weights in pairs]) if maps else None
+        together, weights = self.self_attention(torch.cat(streams, dim=1), None, None, None, maps)
+        return list(together.split_with_sizes([stream.shape[1] for stream in streams], dim=1)), weights
+
+
+def _block_diagonal(blocks: list[Tensor]) -> Tensor:
+    """``(B, H, n, n)`` each, along the diagonal of ``(B, H, S, S)``."""
+    whole = sum(block.shape[-1] for block in blocks)
+    rows, before = [], 0
+    for block in blocks:
+        rows.append(F.pad(block, (before, whole - before - block.shape[-1])))
+        before += block.shape[-1]
+    return torch.cat(rows, dim=-2)
 
 
 class _Attention(nn.Module):
