@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from avpipe.extract.networks import cav_mae
 from avpipe.pipeline.errors import CheckpointError
 from avpipe.pipeline.features import FeatureSpec
-from avpipe.train import checkpoint
+from avpipe.train import checkpoint, loop
 from avpipe.train.batch import Batch, Fused
 from avpipe.train.captioner import Captioner
 from avpipe.train.config import check
