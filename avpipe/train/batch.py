@@ -16,7 +16,7 @@ V     size of the vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -150,6 +150,35 @@ class Fused:
             if tensor.shape[:1] != self.data.shape[:1]:
                 expected, got = self.data.shape[0], tuple(tensor.shape)
                 raise ValueError(f"aux[{key!r}]: expected shape ({expected}, ...), got {got}")
+
+    @classmethod
+    def end_to_end(
+        cls,
+        batch: Batch,
+        sources: tuple[str, ...],
+        data: Tensor,
+        attention: Iterable[AttentionMap] = (),
+        aux: Mapping[str, Tensor] | None = None,
+    ) -> Fused:
+        """Of a fusion that gives a position for every row: the feature sets ``sources`` one after the other.
+
+        Args:
+            batch: what was fused.
+            sources: names of the feature sets, in the order of the positions.
+            data: ``(B, S, W)``: S is the sum of all T.
+            attention: the fusion's own attention maps.
+            aux: what objectives read.
+        """
+        lengths = torch.tensor([batch.features[name].shape[1] for name in sources], device=data.device)
+        return cls(
+            data=data,
+            mask=torch.cat([batch.mask[name] for name in sources], dim=1),
+            pts_seconds=torch.cat([batch.pts_seconds[name] for name in sources], dim=1),
+            sources=sources,
+            source=torch.arange(len(sources), device=data.device).repeat_interleave(lengths),
+            attention=tuple(attention),
+            aux=aux or {},
+        )
 
     def take(self, rows: Tensor) -> Fused:
         """The clips at ``rows`` (``(N,)``, int64, repeats allowed), for decoding several captions of a clip."""

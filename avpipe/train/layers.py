@@ -1,4 +1,4 @@
-"""Parts that fusions and decoders share: attention and the embedding of time."""
+"""Parts that fusions and decoders share: attention, a layer of it, and the embedding of time."""
 
 from __future__ import annotations
 
@@ -109,3 +109,39 @@ def initialise(module: nn.Module, std: float | None) -> None:
                 nn.init.normal_(part.weight, std=std)
             if isinstance(part, nn.Linear) and part.bias is not None:
                 nn.init.zeros_(part.bias)
+
+
+class PreNormLayer(nn.Module):
+    """Self-attention and a feed-forward part with exact GELU, each normed before and added after.
+
+    Args:
+        width: channels of a position.
+        heads: attention heads; divides ``width``.
+        feed_forward: hidden channels of the feed-forward part.
+        dropout: of channels and of attention weights.
+    """
+
+    def __init__(self, width: int, heads: int, feed_forward: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.feed_forward_norm = nn.LayerNorm(width)
+        self.feed_forward_in = nn.Linear(width, feed_forward)
+        self.feed_forward_out = nn.Linear(feed_forward, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, data: Tensor, mask: Tensor, return_weights: bool) -> tuple[Tensor, Tensor | None]:
+        """``(B, S, W)`` and the mask ``(B, S)`` in; ``(B, S, W)`` out, and the weights ``(B, H, S, S)`` or ``None``."""
+        query, key, value = (
+            split_heads(part, self.heads) for part in self.query_key_value(self.attention_norm(data)).chunk(3, dim=-1)
+        )
+        dropout = self.dropout.p if self.training else 0.0
+        bias = key_bias(mask, query.dtype)
+        seen, weights = attend(query, key, value, bias=bias, dropout=dropout, return_weights=return_weights)
+        if weights is not None:  # a clip of which nothing is present looked at padding, and none of it is used
+            weights = weights * mask.any(dim=1)[:, None, None, None]
+        data = data + self.dropout(self.attention_out(seen))
+        hidden = F.gelu(self.feed_forward_in(self.feed_forward_norm(data)))
+        return data + self.dropout(self.feed_forward_out(hidden)), weights

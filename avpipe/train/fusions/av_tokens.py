@@ -119,18 +119,11 @@ class Fusion(nn.Module):
         data = self.joint(data, self._norms(batch), bias=key_bias(mask, data.dtype), weights=weights)
         # A clip of which nothing is present looked at padding, and none of it is used.
         something = mask.any(dim=1)[:, None, None, None]
-        lengths = torch.tensor([row.shape[1] for row in rows], device=data.device)
-        return Fused(
-            data=self.projection(data),
-            mask=mask,
-            pts_seconds=torch.cat([batch.pts_seconds[name] for name in self.names], dim=1),
-            sources=self.names,
-            source=torch.arange(len(self.names), device=data.device).repeat_interleave(lengths),
-            attention=tuple(
-                AttentionMap(layer=index, queries="all", keys="all", weights=weight * something)
-                for index, weight in enumerate(weights or ())
-            ),
+        attention = (
+            AttentionMap(layer=index, queries="all", keys="all", weights=weight * something)
+            for index, weight in enumerate(weights or ())
         )
+        return Fused.end_to_end(batch, self.names, self.projection(data), attention)
 
     def _norms(self, batch: Batch) -> Tensor:
         """Which norms each clip goes through: ``(B,)``, an index into :data:`NORMS`."""

@@ -158,16 +158,7 @@ class Fusion(nn.Module):
         combined = torch.cat(data, dim=1)  # (B, S, W)
         if self.gate is not None:
             combined = F.gelu(self.gate(combined))
-        lengths = torch.tensor([batch.features[name].shape[1] for name in self.names], device=combined.device)
-        return Fused(
-            data=self.norm(combined),
-            mask=torch.cat(masks, dim=1),
-            pts_seconds=torch.cat([batch.pts_seconds[name] for name in self.names], dim=1),
-            sources=self.names,
-            source=torch.arange(len(self.names), device=combined.device).repeat_interleave(lengths),
-            attention=tuple(attention),
-            aux=pooled,
-        )
+        return Fused.end_to_end(batch, self.names, self.norm(combined), attention, pooled)
 
     def _pooled(self, data: list[Tensor], masks: list[Tensor]) -> dict[str, Tensor]:
         """A vector of each stream, ``(B, W)``, from its first real row."""

@@ -10,14 +10,13 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import nn
 
 from avpipe.pipeline.config import Config as BaseConfig
 from avpipe.pipeline.features import FeatureSpec
 from avpipe.train.batch import AttentionMap, Batch, Fused
-from avpipe.train.layers import attend, initialise, key_bias, split_heads, time_code
+from avpipe.train.layers import PreNormLayer, initialise, time_code
 
 
 class Config(BaseConfig):
@@ -62,7 +61,9 @@ class Fusion(nn.Module):
         self.modality = nn.Embedding(len(specs), config.width)
         self.has_times = config.time_embedding == "sinusoidal"
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(_Layer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(
+            PreNormLayer(config.width, config.heads, config.feed_forward, config.dropout) for _ in range(config.layers)
+        )
         self.norm = nn.LayerNorm(config.width)
         initialise(self, config.initializer_std)
 
@@ -81,40 +82,4 @@ class Fusion(nn.Module):
             data, weights = layer(data, mask, return_attention)
             if weights is not None:
                 attention.append(AttentionMap(layer=index, queries="all", keys="all", weights=weights))
-        lengths = torch.tensor([batch.features[name].shape[1] for name in self.names], device=data.device)
-        return Fused(
-            data=self.norm(data),
-            mask=mask,
-            pts_seconds=torch.cat([batch.pts_seconds[name] for name in self.names], dim=1),
-            sources=self.names,
-            source=torch.arange(len(self.names), device=data.device).repeat_interleave(lengths),
-            attention=tuple(attention),
-        )
-
-
-class _Layer(nn.Module):
-    """Pre-norm self-attention and feed-forward."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.heads = config.heads
-        self.attention_norm = nn.LayerNorm(config.width)
-        self.query_key_value = nn.Linear(config.width, 3 * config.width)
-        self.attention_out = nn.Linear(config.width, config.width)
-        self.feed_forward_norm = nn.LayerNorm(config.width)
-        self.feed_forward_in = nn.Linear(config.width, config.feed_forward)
-        self.feed_forward_out = nn.Linear(config.feed_forward, config.width)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, data: Tensor, mask: Tensor, return_weights: bool) -> tuple[Tensor, Tensor | None]:
-        query, key, value = (
-            split_heads(part, self.heads) for part in self.query_key_value(self.attention_norm(data)).chunk(3, dim=-1)
-        )
-        dropout = self.dropout.p if self.training else 0.0
-        bias = key_bias(mask, query.dtype)
-        seen, weights = attend(query, key, value, bias=bias, dropout=dropout, return_weights=return_weights)
-        if weights is not None:  # a clip of which nothing is present looked at padding, and none of it is used
-            weights = weights * mask.any(dim=1)[:, None, None, None]
-        data = data + self.dropout(self.attention_out(seen))
-        hidden = F.gelu(self.feed_forward_in(self.feed_forward_norm(data)))
-        return data + self.dropout(self.feed_forward_out(hidden)), weights
+        return Fused.end_to_end(batch, self.names, self.norm(data), attention)

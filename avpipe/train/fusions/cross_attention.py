@@ -34,7 +34,7 @@ from avpipe.pipeline.config import Config as BaseConfig
 from avpipe.pipeline.errors import UsageError
 from avpipe.pipeline.features import FeatureSpec
 from avpipe.train.batch import AttentionMap, Batch, Fused
-from avpipe.train.layers import attend, initialise, key_bias, split_heads
+from avpipe.train.layers import PreNormLayer, initialise
 
 
 class Config(BaseConfig):
@@ -78,7 +78,9 @@ class Fusion(nn.Module):
         self.names = tuple(specs)
         self.inputs = nn.ModuleList(_Input(config, spec) for spec in specs.values())
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(_Layer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(
+            PreNormLayer(config.width, config.heads, config.feed_forward, config.dropout) for _ in range(config.layers)
+        )
         self.norm = nn.LayerNorm(config.width) if config.layers else nn.Identity()
         initialise(self, config.initializer_std)
 
@@ -96,15 +98,7 @@ class Fusion(nn.Module):
             data, weights = layer(data, mask, return_attention)
             if weights is not None:
                 attention.append(AttentionMap(layer=index, queries="all", keys="all", weights=weights))
-        lengths = torch.tensor([row.shape[1] for row in rows], device=data.device)
-        return Fused(
-            data=self.norm(data),
-            mask=mask,
-            pts_seconds=torch.cat([batch.pts_seconds[name] for name in self.names], dim=1),
-            sources=self.names,
-            source=torch.arange(len(self.names), device=data.device).repeat_interleave(lengths),
-            attention=tuple(attention),
-        )
+        return Fused.end_to_end(batch, self.names, self.norm(data), attention)
 
 
 class _Input(nn.Module):
@@ -135,31 +129,3 @@ def _check_rows(batch: Batch, name: str, positions: int) -> None:
         f"fusion.positions is {positions}; train with fusion.positions={rows[longest]} or more, or extract fewer rows "
         f"(frames, or a coarser choice of tokens)"
     )
-
-
-class _Layer(nn.Module):
-    """Pre-norm self-attention and feed-forward."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.heads = config.heads
-        self.attention_norm = nn.LayerNorm(config.width)
-        self.query_key_value = nn.Linear(config.width, 3 * config.width)
-        self.attention_out = nn.Linear(config.width, config.width)
-        self.feed_forward_norm = nn.LayerNorm(config.width)
-        self.feed_forward_in = nn.Linear(config.width, config.feed_forward)
-        self.feed_forward_out = nn.Linear(config.feed_forward, config.width)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, data: Tensor, mask: Tensor, return_weights: bool) -> tuple[Tensor, Tensor | None]:
-        query, key, value = (
-            split_heads(part, self.heads) for part in self.query_key_value(self.attention_norm(data)).chunk(3, dim=-1)
-        )
-        dropout = self.dropout.p if self.training else 0.0
-        bias = key_bias(mask, query.dtype)
-        seen, weights = attend(query, key, value, bias=bias, dropout=dropout, return_weights=return_weights)
-        if weights is not None:  # a clip of which nothing is present looked at padding, and none of it is used
-            weights = weights * mask.any(dim=1)[:, None, None, None]
-        data = data + self.dropout(self.attention_out(seen))
-        hidden = F.gelu(self.feed_forward_in(self.feed_forward_norm(data)))
-        return data + self.dropout(self.feed_forward_out(hidden)), weights

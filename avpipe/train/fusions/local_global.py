@@ -146,15 +146,7 @@ class Fusion(nn.Module):
                 for index, weights in enumerate(maps)
             ]
         data = torch.stack(given).mean(dim=0)
-        lengths = torch.tensor([batch.features[name].shape[1] for name in self.names], device=data.device)
-        return Fused(
-            data=data,
-            mask=torch.cat(masks, dim=1),
-            pts_seconds=torch.cat([batch.pts_seconds[name] for name in self.names], dim=1),
-            sources=self.names,
-            source=torch.arange(len(self.names), device=data.device).repeat_interleave(lengths),
-            attention=tuple(attention),
-        )
+        return Fused.end_to_end(batch, self.names, data, attention)
 
 
 def _mean(rows: Tensor, mask: Tensor) -> Tensor:
