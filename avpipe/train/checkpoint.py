@@ -15,16 +15,18 @@ A checkpoint is written beside the former one and then takes its name, so that t
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from avpipe.pipeline.errors import CheckpointError, ConfigError, FingerprintError
 from avpipe.pipeline.features import FeatureSpec
@@ -37,17 +39,33 @@ from avpipe.train.tokenizer import Tokenizer
 MODEL_FILE, CONFIG_FILE, STATE_FILE, COMPLETE_FILE = "model.safetensors", "config.json", "trainer.pt", "complete.json"
 
 
-def build(config: RunConfig, specs: Mapping[str, FeatureSpec], vocabulary_size: int) -> Captioner:
+def build(config: RunConfig, specs: Mapping[str, FeatureSpec], tokenizer: Tokenizer) -> Captioner:
     """A captioner with fresh weights, drawn from torch's global generator."""
     fusion_config = {key: value for key, value in config.fusion.items() if key != "name"}
     decoder_config = {key: value for key, value in config.decoder.items() if key != "name"}
     fusion_module = fusions.REGISTRY.load(config.fusion["name"])
     decoder_module = decoders.REGISTRY.load(config.decoder["name"])
     fusion = fusion_module.Fusion(fusion_module.Config(**fusion_config), specs)
-    decoder = decoder_module.Decoder(
-        decoder_module.Config(**decoder_config), fused_width=fusion.width, vocabulary_size=vocabulary_size
+    decoder = build_decoder(
+        decoder_module,
+        decoder_module.Config(**decoder_config),
+        fused_width=fusion.width,
+        specs=specs,
+        tokenizer=tokenizer,
     )
     return Captioner(fusion, decoder)
+
+
+def build_decoder(
+    module: ModuleType, config: Any, *, fused_width: int, specs: Mapping[str, FeatureSpec], tokenizer: Tokenizer
+) -> nn.Module:
+    """A module's decoder. One that must know more than sizes asks for ``specs`` or ``tokenizer`` by these names."""
+    asked = inspect.signature(module.Decoder).parameters
+    more = {key: value for key, value in (("specs", specs), ("tokenizer", tokenizer)) if key in asked}
+    decoder: nn.Module = module.Decoder(
+        config, fused_width=fused_width, vocabulary_size=tokenizer.vocabulary_size, **more
+    )
+    return decoder
 
 
 def read_start_values(captioner: Captioner) -> None:
@@ -154,7 +172,7 @@ def load(folder: Path) -> LoadedCaptioner:
     """
     config, specs, name = read(folder)
     tokenizer = Tokenizer.load(folder)
-    captioner = build(config, specs, tokenizer.vocabulary_size)
+    captioner = build(config, specs, tokenizer)
     load_weights(captioner, folder)
     captioner.eval()
     return LoadedCaptioner(captioner=captioner, tokenizer=tokenizer, config=config, specs=specs, name=name)
@@ -251,5 +269,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _trained(captioner: Captioner) -> dict[str, Tensor]:
     """What a checkpoint holds: parameters that are trained, and buffers that are saved. Tied tensors once."""
-    frozen = {name for name, parameter in captioner.named_parameters() if not parameter.requires_grad}
-    return {name: tensor.contiguous() for name, tensor in captioner.state_dict().items() if name not in frozen}
+    every = {name for name, _ in captioner.named_parameters(remove_duplicate=False)}
+    trained = {name for name, parameter in captioner.named_parameters() if parameter.requires_grad}
+    left_out = every - trained  # frozen ones, and the second names of tied ones
+    return {name: tensor.contiguous() for name, tensor in captioner.state_dict().items() if name not in left_out}

@@ -91,6 +91,8 @@ class GenerateConfig(Config):
     """Score = log-probability / tokens ** this, the end counted; or of the other form."""
     length_penalty_form: LengthPenaltyForm = "hf"
     """``hf``: Hugging Face's, tokens ** penalty; ``gnmt``: ((5 + tokens) / 6) ** penalty, GIT's and AVCap's."""
+    repetition_penalty: float = Field(1.0, gt=0)
+    """Hugging Face's: above 1, words that the caption has already are less likely; below (MICap's code: 0.6), more."""
     batch_size: int = Field(64, ge=1)
     """Clips at once."""
 

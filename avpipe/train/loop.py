@@ -132,7 +132,7 @@ def train(
     last, best = run_folder / "checkpoints" / "last", run_folder / "checkpoints" / "best"
     resumed = checkpoint.find(last)
     tokenizer = Tokenizer.load(resumed) if resumed else _new_tokenizer(config, usable)
-    captioner = checkpoint.build(config, specs, tokenizer.vocabulary_size)
+    captioner = checkpoint.build(config, specs, tokenizer)
     learner = Learner(captioner, config.objectives, specs)
     progress, state = _Progress(), None
     if resumed:

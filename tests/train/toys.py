@@ -8,12 +8,15 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import tokenizers
 import torch
+from tokenizers import models, pre_tokenizers
 from torch import Tensor, nn
 
 from avpipe.pipeline.clip import Clip
 from avpipe.pipeline.features import Features, FeatureSpec
 from avpipe.train.batch import Batch, Fused
+from avpipe.train.tokenizer import Special, Tokenizer
 
 SPECS = {
     "see": FeatureSpec(name="see", encoder="toy", modality="video", dim=6, dtype="float32"),
@@ -23,7 +26,7 @@ HOP_SECONDS = {"see": 0.5, "hear": 0.3}
 
 # Clips whole, without sound, without sight, with nothing at all, and with a single row.
 LENGTHS = {"see": (4, 3, 0, 0, 1), "hear": (5, 0, 6, 0, 1)}
-SMALL = {"width": 16, "heads": 2, "feed_forward": 24, "positions": 16, "weights": "random"}
+SMALL = {"width": 16, "heads": 2, "feed_forward": 24, "positions": 16, "weights": "random", "trained": "all"}
 
 
 def batch(
@@ -103,6 +106,14 @@ def fused(size: int = 3, positions: int = 5, width: int = 12, *, real: Sequence[
         sources=("see",),
         source=torch.zeros(positions, dtype=torch.int64),
     )
+
+
+def tokenizer(size: int) -> Tokenizer:
+    """So many words: padding, begin, end, ``w3``, ``w4`` ..."""
+    words = {word: index for index, word in enumerate(["<pad>", "<s>", "</s>", *(f"w{i}" for i in range(3, size))])}
+    backend = tokenizers.Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return Tokenizer(backend, Special(pad=0, begin=1, end=2))
 
 
 class Source:
