@@ -17,13 +17,14 @@ from tests.train.toys import SPECS, alive, fused, small_config, tokenizer
 NAMES = REGISTRY.names()
 WIDTH, VOCABULARY = 12, 11
 LENGTH = 6
+FEWER = {"causal_lm": {"layers": 2}, "t5": {"layers": 2}}
 
 
 def build(name: str, **config: Any) -> Any:
     torch.manual_seed(0)
     module = REGISTRY.load(name)
     surroundings = {"fused_width": WIDTH, "specs": {"see": SPECS["see"]}, "tokenizer": tokenizer(VOCABULARY)}
-    return alive(build_decoder(module, small_config(module, **config), **surroundings))
+    return alive(build_decoder(module, small_config(module, **FEWER.get(name, {}), **config), **surroundings))
 
 
 def some_tokens(size: int = 3, length: int = LENGTH, seed: int = 0) -> tuple[Tensor, Tensor]:
