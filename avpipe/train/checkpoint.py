@@ -3,8 +3,9 @@
 ::
 
     checkpoints/last/                  after every validation and every `save_every` steps
-        model.safetensors              weights
-        config.json                    the run's configuration, and the specs of the features it reads
+        model.safetensors              weights, of what is trained
+        config.json                    the run's configuration, the specs of the features it reads, and from which files
+                                       (by their sha256) what is frozen came
         tokenizer.json, special_tokens.json
         trainer.pt                     optimizer, random number generators, position, best score
         complete.json                  sha256 of the others, written last
@@ -137,6 +138,7 @@ def save(
             "name": name,
             "run": config.model_dump(mode="json"),
             "features": {key: {**spec.to_json(), "fingerprint": spec.fingerprint} for key, spec in specs.items()},
+            "frozen": _frozen(captioner),
         }
         write_json(new / CONFIG_FILE, values)
         if state is not None:
@@ -198,8 +200,15 @@ def load_weights(captioner: Captioner, folder: Path) -> None:
     """Read a checkpoint's weights into a captioner that was built alike.
 
     Raises:
-        CheckpointError: names or shapes differ, or the file is damaged.
+        CheckpointError: names or shapes differ, the file is damaged, or what is frozen is not what it was.
     """
+    before, now = _read_config(folder).get("frozen") or {}, _frozen(captioner)
+    if before and before != now:
+        told = [f"{files.get('id')} (sha256 {str(files.get('sha256'))[:12]})" for files in (before, now)]
+        raise CheckpointError(
+            f"{folder}: what is frozen in its decoder is not in the checkpoint; it was read from {told[0]}, and "
+            f"decoder.weights has other weights now: {told[1]}. Put those of then in their place, or train a new run"
+        )
     stored = load_file(folder / MODEL_FILE)
     expected = _trained(captioner)
     wrong = [f"{name}: not in the checkpoint" for name in sorted(expected.keys() - stored.keys())]
@@ -265,6 +274,15 @@ def _read_config(folder: Path) -> dict[str, Any]:
             raise CheckpointError(f"{folder} is damaged: {', '.join(broken)} is not what was written")
         values: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     return values
+
+
+def _frozen(captioner: Captioner) -> dict[str, Any]:
+    """Which files the weights of the decoder come from that are not trained: id and sha256. Empty where all are."""
+    files = getattr(captioner.decoder, "weight_files", None)
+    if files is None or all(parameter.requires_grad for parameter in captioner.decoder.parameters()):
+        return {}
+    found: dict[str, Any] = files.to_spec()
+    return found
 
 
 def _trained(captioner: Captioner) -> dict[str, Tensor]:

@@ -188,3 +188,11 @@ def run(config: RunConfig, folder: Path, stop_at: int = 0) -> tuple[list[Clip], 
         on_event=on_event,
     )
     return val_clips, sources
+
+
+def assert_same_runs(one: Path, other: Path) -> None:
+    """Two runs that learned the same, to the bit."""
+    for which in ("last", "best"):
+        left, right = (load_file(folder / "checkpoints" / which / "model.safetensors") for folder in (one, other))
+        assert left.keys() == right.keys()
+        assert all(torch.equal(value, right[name]) for name, value in left.items())

@@ -413,13 +413,6 @@ def test_the_pattern_of_cross_attention_takes_no_more(kind: Kind) -> None:
 # -- runs --------------------------------------------------------------------------------------------------------------
 
 
-def same(one: Path, other: Path) -> None:
-    for which in ("last", "best"):
-        left, right = (load_file(folder / "checkpoints" / which / "model.safetensors") for folder in (one, other))
-        assert left.keys() == right.keys()
-        assert all(torch.equal(value, right[name]) for name, value in left.items())
-
-
 @pytest.mark.parametrize("how", ["random", "all", "cross_attention"])
 def test_a_run_is_resumed_and_captions(kind: Kind, tmp_path: Path, how: str) -> None:
     torch.set_num_threads(1)
@@ -433,7 +426,7 @@ def test_a_run_is_resumed_and_captions(kind: Kind, tmp_path: Path, how: str) -> 
     with pytest.raises(KeyboardInterrupt):
         toys.run(config, tmp_path / "broken", stop_at=3)
     toys.run(config, tmp_path / "broken")
-    same(tmp_path / "unbroken", tmp_path / "broken")
+    toys.assert_same_runs(tmp_path / "unbroken", tmp_path / "broken")
 
     loaded = checkpoint.load(tmp_path / "broken" / "checkpoints" / "best")
     captions = caption_clips(loaded, val, sources)

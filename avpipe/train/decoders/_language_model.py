@@ -1,7 +1,7 @@
 """What decoders made of whole language models share: the clip's positions as if they were words, and what of it learns.
 
-Such a network reads words as vectors. The positions that a fusion gives are mapped to the same width, put in an order of
-modalities, and stand before the words (:class:`Entrance`). Positions that are not real are moved behind all that is
+Such a network reads words as vectors. The positions that a fusion gives are mapped to the same width, put in an order
+of modalities, and stand before the words (:class:`Entrance`). Positions that are not real are moved behind all that is
 (:func:`real_first`): whatever a network makes of places, padding and a modality that a clip lacks then change nothing.
 
 A language model is trained whole, or by adapters of low rank beside some of its matrices (LoRA: Hu et al., ICLR 2022,
@@ -131,7 +131,8 @@ class Entrance(nn.Module):
             )
         self.rank = {name: config.order.index(spec.modality) for name, spec in specs.items()}
         self.modality = {name: spec.modality for name, spec in specs.items()}
-        names = {"modality": sorted(set(self.modality.values())), "shared": ["shared"], "none": []}[config.projection]
+        of_each: list[str] = sorted(set(self.modality.values()))
+        names = {"modality": of_each, "shared": ["shared"], "none": []}[config.projection]
         self.projections = nn.ModuleDict({name: nn.Linear(fused_width, width) for name in names})
         initialise(self, None)
 
@@ -206,6 +207,18 @@ def read(network_class: Any, source: Source, network_config: Any, config: Settin
     )
 
 
+def check_mode(decoder: nn.Module, config: Settings) -> None:
+    """Refuse to go token by token where transformers would forget the former ones, and say so in a warning alone.
+
+    Raises:
+        ValueError: in training mode, with gradient checkpointing.
+    """
+    if decoder.training and config.gradient_checkpointing:
+        raise ValueError(
+            "decoder: one token at a time with gradient_checkpointing goes in eval mode alone: call eval()"
+        )
+
+
 def prepare(network: Any, config: Settings) -> None:
     """Say what of a language model learns, and put adapters in, where asked for.
 
@@ -233,6 +246,8 @@ def prepare(network: Any, config: Settings) -> None:
             ) from None
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(config.trained == "all" or ADAPTER in name)
+        if ADAPTER in name:
+            parameter.data = parameter.data.float()  # beside frozen weights of half the size
     if config.gradient_checkpointing:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # its new name, the older transformers do not know

@@ -1,19 +1,18 @@
 """Any causal language model of the Hub, with the clip's positions before its words: Llama, OPT, Qwen, GPT-2 ...
 
-Source: BLIP-2 (Li et al. 2023, 2301.12597; LAVIS's ``blip2_opt.py``), which puts a clip before OPT's words; PIT-VC
-(2502.13363) compares such decoders with Flan-T5. The networks are transformers' own; with the same weights the logits
-and the captions are theirs (tests/train/test_causal_lm.py). What one reads::
+Source: BLIP-2 (Li et al. 2023, 2301.12597; LAVIS's ``blip2_opt.py``), which puts a picture before OPT's words and
+trains the projection (``trained=none``); PIT-VC (2502.13363) compares OPT and Vicuna with Flan-T5. The networks are
+transformers' own; with the same weights the logits and the captions are theirs (tests/train/test_language_models.py).
+What one reads::
 
-    [positions of the clip; begin; prompt; the caption; end]       audio first, unless ``order`` says another
+    [positions of the clip; begin; prompt; the caption; end]       audio first, unless ``order`` says otherwise
 
-Positions that are not real take no place: with or without padding, every word has the place that it has in a batch of one.
-A clip of which nothing is present leaves the language model alone with the prompt.
+Positions that are not real take no place: with or without padding, every word has the place that it has in a batch of
+one. A clip of which nothing is present leaves the language model alone with the prompt.
 
-Deviations: LAVIS trains projections alone (``trained=none``), without audio; its prompt for OPT is "a photo of".
-
-The network must give its logits by one matrix of words; one that does more to them (Gemma 2 bounds them) is refused. The
-tokenizer must be that of the weights (``tokenizer.name=facebook/opt-2.7b``); of a matrix of words the last rows may stand
-for none. With ``weights=random`` any tokenizer will do.
+The network must give its logits by one matrix of words; one that does more to them (Gemma 2 bounds them) is refused.
+The tokenizer must be that of the weights (``tokenizer.name=facebook/opt-2.7b``); of a matrix of words the last rows may
+stand for none. With ``weights=random`` any tokenizer will do.
 """
 
 from __future__ import annotations
@@ -89,6 +88,7 @@ class Decoder(nn.Module):
 
     Attributes:
         report: what was read of a checkpoint; ``None`` with random weights.
+        weight_files: where it was read; ``None`` with random weights.
 
     Raises:
         MissingWeightsError: the weights are neither here nor to be had.
@@ -109,7 +109,9 @@ class Decoder(nn.Module):
         tokenizer: Tokenizer,
     ) -> None:
         super().__init__()
-        self.network, self.report, self.source = _network(config, vocabulary_size)
+        self.config = config
+        self.network, self.report, source = _network(config, vocabulary_size)
+        self.weight_files = source and source.files
         _check_head(self.network)
         language_model.prepare(self.network, config)
         self.project = Entrance(config, specs, fused_width, self.words.embedding_dim)
@@ -154,6 +156,7 @@ class Decoder(nn.Module):
         """The state before the first token; keys and values of the clip's positions are computed once."""
         from transformers import DynamicCache
 
+        language_model.check_mode(self, self.config)
         positions, mask = real_first(*self.project(fused))
         longest = int(mask.sum(dim=1).max())
         positions, mask = positions[:, :longest].to(self.words.weight.dtype), mask[:, :longest]
@@ -202,8 +205,9 @@ class Decoder(nn.Module):
     def _fitting(self, positions: int) -> int:
         if positions > self.places:
             raise UsageError(
-                f"decoder causal_lm: the network has {self.places} places, and the positions of a clip with prompt and "
-                f"caption need {positions}. Try a fusion that gives fewer (qformer), or a smaller decoder.caption_tokens"
+                f"decoder causal_lm: the network has {self.places} places, and a clip's positions with prompt and "
+                f"caption need {positions}. Try a fusion that gives fewer (qformer), or a smaller "
+                "decoder.caption_tokens"
             )
         return positions
 
@@ -235,7 +239,8 @@ def _network(config: Config, vocabulary_size: int) -> tuple[Any, Report | None, 
         # No id of padding: which token that is, the tokenizer says, and it is never asked about here.
         described = AutoConfig.for_model(kind, vocab_size=vocabulary_size, pad_token_id=None, **sizes)
         _set_dropout(described, config.dropout)
-        return AutoModelForCausalLM.from_config(described), None, None
+        automatic: Any = AutoModelForCausalLM
+        return automatic.from_config(described), None, None
     values = dict(source.values)
     kind = values.pop("model_type")
     try:

@@ -3,19 +3,19 @@
 Source: Multi-modal BLIP-2 (A. Brimont et al., poster), ABrimont/Multi-modal-BLIP-2, built on BLIP-2 (Li et al. 2023,
 2301.12597; LAVIS's ``blip2_t5.py``): Flan-T5-XL (Chung et al. 2022, 2210.11416), frozen, or with LoRA. The network is
 transformers' own; with the same weights its logits and its captions are those of ``T5ForConditionalGeneration``
-(tests/train/test_t5.py). What it reads::
+(tests/train/test_language_models.py). What it reads::
 
-    encoder     [W_a h_a; W_v h_v; prompt; </s>]      audio first, whatever the fusion's order; all real positions
+    encoder     [W_a h_a; W_v h_v; prompt; </s>]      audio first, whatever the fusion's order
     decoder     <pad>, the caption, </s>              T5 begins with its padding
 
 The paper's settings: :data:`STAGE_ONE` (the Q-Former and the projections learn) and :data:`STAGE_TWO` (adapters, too).
-Its projections start as BLIP-2's ``t5_proj`` for video, and anew for audio (``t5_proj_aud``): ``initialise_from``. Where
-the fusion has them (``qformer`` with ``out_width``), ``projection=none``.
+Its projections start as BLIP-2's ``t5_proj`` for video, and anew for audio (``t5_proj_aud``): ``initialise_from``.
+Where the fusion has them (``qformer`` with ``out_width``): ``projection=none``.
 
 Deviations:
 
-- Positions of a clip that are not real are not attended to, and stand behind the prompt, so that they take no place. The
-  authors attend to all; with their Q-Former all are real.
+- Positions of a clip that are not real are not attended to, and stand behind the prompt, so that they take no place.
+  The authors attend to all; with their Q-Former all are real.
 - Projections start after Glorot and Bengio (2010), where nothing is read; theirs from torch's uniform numbers.
 
 The tokenizer must be that of the weights (``tokenizer.name=google/flan-t5-xl``); of T5's matrix of words the last rows
@@ -70,12 +70,12 @@ class Config(Settings):
     """Weights and settings of the ``t5`` decoder."""
 
     weights: str = "google/flan-t5-xl"
-    """``org/name`` or ``org/name@revision`` on the Hub, or a local folder: of a T5 (google/flan-t5-base), or of a BLIP-2
-    that has one (Salesforce/blip2-flan-t5-xl); or ``random``: from nothing, in the sizes below."""
+    """``org/name`` or ``org/name@revision`` on the Hub, or a local folder: of a T5 (google/flan-t5-base), or of a
+    BLIP-2 that has one (Salesforce/blip2-flan-t5-xl); or ``random``: from nothing, in the sizes below."""
     initialise_from: str = ""
     """Public weights that a new training starts from: a BLIP-2 (Salesforce/blip2-flan-t5-xl, a folder, or LAVIS's file
-    blip2_pretrained_flant5xl.pth) for the projection of video, or a file of Multi-modal BLIP-2's authors (MSRVTT_best.pth
-    of AntBri/MSRVTT_weights) for all projections and the adapters; empty: none."""
+    blip2_pretrained_flant5xl.pth) for the projection of video, or a file of Multi-modal BLIP-2's authors
+    (``*_best.pth`` of AntBri/MSRVTT_weights) for all projections and the adapters; empty: none."""
     dense_act_fn: str | None = None
     """Activation in the feed-forward parts; none: as ``config.json`` says (Flan-T5: gelu_new). The paper: gelu, which
     LAVIS puts there for every T5, and the Hub's BLIP-2 has in its configuration."""
@@ -103,6 +103,7 @@ class Decoder(nn.Module):
 
     Attributes:
         report: what was read of a checkpoint; ``None`` with random weights.
+        weight_files: where it was read; ``None`` with random weights.
 
     Raises:
         MissingWeightsError: the weights are neither here nor to be had.
@@ -124,7 +125,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.max_tokens = config.caption_tokens
-        self.t5, self.report, self.source = _network(config, vocabulary_size)
+        self.t5, self.report, source = _network(config, vocabulary_size)
+        self.weight_files = source and source.files
         language_model.prepare(self.t5, config)
         self.project = Entrance(config, specs, fused_width, self.t5.config.d_model)
         self.scale = self.t5.config.d_model**-0.5 if self.t5.config.scale_decoder_outputs else 1.0
@@ -150,6 +152,7 @@ class Decoder(nn.Module):
         """The state before the first token; what the encoder makes of the clip, and keys and values of it, are computed
         once.
         """
+        language_model.check_mode(self, self.config)
         seen = self._read(fused)
         attentions = [block.layer[1].EncDecAttention for block in self.t5.decoder.block]
         keys = [[split_heads(part(seen.data), each.n_heads) for part in (each.k, each.v)] for each in attentions]
@@ -199,7 +202,7 @@ def _network(config: Config, vocabulary_size: int) -> tuple[Any, Report | None, 
     """``T5ForConditionalGeneration``, random or from a checkpoint."""
     from transformers import T5Config, T5ForConditionalGeneration
 
-    ours = {} if config.dropout is None else {"dropout_rate": config.dropout}
+    ours: dict[str, Any] = {} if config.dropout is None else {"dropout_rate": config.dropout}
     source = language_model.located(config.weights, KIND)
     if source is None:
         names = {"width": "d_model", "heads": "num_heads", "feed_forward": "d_ff", "layers": "num_layers"}
@@ -254,8 +257,8 @@ def _fill(decoder: Decoder, source: _blip2.Source) -> Report:
     adapters = {name for name in given if ADAPTER in name}
     if adapters and decoder.config.trained != "lora":
         raise CheckpointError(
-            f"{place}: has adapters ({len(adapters)} tensors), which T5 was trained with; expected decoder.trained=lora, "
-            f"got {decoder.config.trained}"
+            f"{place}: has adapters ({len(adapters)} tensors), which T5 was trained with; expected "
+            f"decoder.trained=lora, got {decoder.config.trained}"
         )
     # What only some files have: the projection of audio, and adapters. Of text, none knows.
     optional = ["project.projections.text.", "project.projections.audio.", ADAPTER]
@@ -273,9 +276,7 @@ def _fill(decoder: Decoder, source: _blip2.Source) -> Report:
     for name in wanted & given.keys():
         own[name].copy_(given[name])
     left_over = sorted(name for name in source.held if our_name(name) not in wanted)
-    return Report(
-        matched=tuple(sorted(wanted & given.keys())), new=tuple(sorted(new)), left_over=tuple(left_over)
-    )
+    return Report(matched=tuple(sorted(wanted & given.keys())), new=tuple(sorted(new)), left_over=tuple(left_over))
 
 
 def _check_base(own: Mapping[str, Tensor], given: Mapping[str, Tensor], place: str, weights: str) -> None:
