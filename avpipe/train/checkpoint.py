@@ -3,9 +3,9 @@
 ::
 
     checkpoints/last/                  after every validation and every `save_every` steps
-        model.safetensors              weights, of what is trained
-        config.json                    the run's configuration, the specs of the features it reads, and from which files
-                                       (by their sha256) what is frozen came
+        model.safetensors              weights, but for those that a part reads from its own files
+        config.json                    the run's configuration, the specs of the features it reads, and which files
+                                       (by their sha256) those weights are in
         tokenizer.json, special_tokens.json
         trainer.pt                     optimizer, random number generators, position, best score
         complete.json                  sha256 of the others, written last
@@ -118,7 +118,7 @@ def save(
 
     Args:
         folder: ``.../checkpoints/last``.
-        captioner: its parameters that require gradients are written, and its buffers.
+        captioner: its parameters are written but for :attr:`Captioner.elsewhere`, and its buffers.
         tokenizer: its words.
         config: of the run.
         specs: of the features that it reads.
@@ -132,7 +132,7 @@ def save(
     with storage_errors(folder):
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
-        save_file(_trained(captioner), new / MODEL_FILE)
+        save_file(_stored(captioner), new / MODEL_FILE)
         tokenizer.save(new)
         values = {
             "name": name,
@@ -210,7 +210,7 @@ def load_weights(captioner: Captioner, folder: Path) -> None:
             f"decoder.weights has other weights now: {told[1]}. Put those of then in their place, or train a new run"
         )
     stored = load_file(folder / MODEL_FILE)
-    expected = _trained(captioner)
+    expected = _stored(captioner)
     wrong = [f"{name}: not in the checkpoint" for name in sorted(expected.keys() - stored.keys())]
     wrong += [f"{name}: not in the captioner" for name in sorted(stored.keys() - expected.keys())]
     wrong += [
@@ -277,17 +277,19 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _frozen(captioner: Captioner) -> dict[str, Any]:
-    """Which files the weights of the decoder come from that are not trained: id and sha256. Empty where all are."""
+    """Which files the decoder's parameters come from that no checkpoint holds: id and sha256. Empty: there are none."""
     files = getattr(captioner.decoder, "weight_files", None)
-    if files is None or all(parameter.requires_grad for parameter in captioner.decoder.parameters()):
+    if files is None or not any(name.startswith("decoder.") for name in captioner.elsewhere):
         return {}
     found: dict[str, Any] = files.to_spec()
     return found
 
 
-def _trained(captioner: Captioner) -> dict[str, Tensor]:
-    """What a checkpoint holds: parameters that are trained, and buffers that are saved. Tied tensors once."""
-    every = {name for name, _ in captioner.named_parameters(remove_duplicate=False)}
-    trained = {name for name, parameter in captioner.named_parameters() if parameter.requires_grad}
-    left_out = every - trained  # frozen ones, and the second names of tied ones
+def _stored(captioner: Captioner) -> dict[str, Tensor]:
+    """What a checkpoint holds: all parameters but those that come from elsewhere, and buffers that are saved. What is
+    tied is there once.
+    """
+    first = {name for name, _ in captioner.named_parameters()}
+    second = {name for name, _ in captioner.named_parameters(remove_duplicate=False)} - first
+    left_out = second | captioner.elsewhere
     return {name: tensor.contiguous() for name, tensor in captioner.state_dict().items() if name not in left_out}

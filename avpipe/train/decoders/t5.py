@@ -32,15 +32,16 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
+from avpipe.pipeline import checkpoints
 from avpipe.pipeline.errors import CheckpointError
 from avpipe.pipeline.features import FeatureSpec
 from avpipe.pipeline.pretrained import Report
+from avpipe.train import start_values
 from avpipe.train.batch import Fused
 from avpipe.train.decoders import _language_model as language_model
 from avpipe.train.decoders import _pretrained as shared
 from avpipe.train.decoders._language_model import ADAPTER, Entrance, Settings, log, real_first
 from avpipe.train.decoders._pretrained import Gates, Seen, State
-from avpipe.train.fusions import _blip2
 from avpipe.train.layers import split_heads
 from avpipe.train.tokenizer import Tokenizer
 
@@ -180,9 +181,9 @@ class Decoder(nn.Module):
         """
         if not self.config.initialise_from:
             return
-        source = _blip2.Source(self.config.initialise_from, "initialise_from", *PUBLIC, component="decoder")
-        report = _fill(self, source)
-        log.info("decoder: %s: %s", source.id, report)
+        place = self.config.initialise_from
+        held = start_values.read(place, component="decoder", option="initialise_from", prefixes=PUBLIC)
+        log.info("decoder: %s: %s", held.id, _fill(self, held))
 
     def _read(self, fused: Fused) -> Seen:
         """What T5's encoder makes of the positions and the prompt: ``(B, S + P, W)``."""
@@ -226,7 +227,7 @@ def _network(config: Config, vocabulary_size: int) -> tuple[Any, Report | None, 
 
 # -- public start values -----------------------------------------------------------------------------------------------
 
-PUBLIC = (("t5_proj.", "t5_proj_aud.", "t5_model."), ("language_projection.",))
+PUBLIC = ("t5_proj.", "t5_proj_aud.", "t5_model.", "language_projection.")
 _PROJECTIONS = {
     "t5_proj.": "project.projections.video.",
     "language_projection.": "project.projections.video.",
@@ -243,46 +244,42 @@ def our_name(name: str) -> str:
     return re.sub(r"^t5_model\.(base_model\.model\.)?", "t5.", name)
 
 
-def _fill(decoder: Decoder, source: _blip2.Source) -> Report:
+def _fill(decoder: Decoder, held: start_values.Held) -> Report:
     """Copy projections and adapters; what the file has of T5 itself must be what was read from ``weights``."""
-    own = {name: tensor.detach() for name, tensor in decoder.named_parameters(remove_duplicate=False)}
-    wanted = {name for name in own if name.startswith("project.") or ADAPTER in name}
-    given = {our_name(name): tensor for name, tensor in source.held.items()}
-    place = f"{source.path}: decoder.initialise_from"
-    if not any(name in given for name in wanted):
+    named = {our_name(name): tensor for name, tensor in held.tensors.items()}
+    own = {name for name in decoder.state_dict() if name.startswith("project.") or ADAPTER in name}
+    place = f"{held.path}: decoder.initialise_from"
+    if own.isdisjoint(named):
         raise CheckpointError(
             f"{place}: expected a BLIP-2 (t5_proj.*, language_projection.*) or a file of Multi-modal BLIP-2's authors, "
-            f"with something for {', '.join(sorted(wanted)[:2])}, and found none"
+            f"with something for {', '.join(sorted(own)[:2])}, and found none"
         )
-    adapters = {name for name in given if ADAPTER in name}
+    adapters = [name for name in named if ADAPTER in name]
     if adapters and decoder.config.trained != "lora":
         raise CheckpointError(
             f"{place}: has adapters ({len(adapters)} tensors), which T5 was trained with; expected "
             f"decoder.trained=lora, got {decoder.config.trained}"
         )
+    # Of a modality that the run lacks, a projection is left over; whether T5 itself is right is seen below.
+    given = {name: tensor for name, tensor in named.items() if name in own or ADAPTER in name}
     # What only some files have: the projection of audio, and adapters. Of text, none knows.
     optional = ["project.projections.text.", "project.projections.audio.", ADAPTER]
-    may_be_new = [part for part in optional if not any(part in name for name in given)]
-    new = {name for name in wanted - given.keys() if any(part in name for part in may_be_new)}
-    shapes = [
-        f"{name} is {tuple(given[name].shape)}, expected {tuple(own[name].shape)}"
-        for name in sorted(wanted & given.keys())
-        if given[name].shape != own[name].shape
-    ]
-    faults = _blip2.listed(sorted(wanted - given.keys() - new), shapes, sorted(adapters - wanted))
-    if faults:
-        raise CheckpointError(f"{place}: does not fit the decoder: {faults}")
-    _check_base(own, given, place, decoder.config.weights)
-    for name in wanted & given.keys():
-        own[name].copy_(given[name])
-    left_over = sorted(name for name in source.held if our_name(name) not in wanted)
-    return Report(matched=tuple(sorted(wanted & given.keys())), new=tuple(sorted(new)), left_over=tuple(left_over))
+    may_be_new = [re.escape(part) for part in optional if not any(part in name for name in named)]
+    pattern = rf".*({'|'.join(may_be_new)}).*|t5\.(?!.*{ADAPTER}).*"
+    checkpoints.fill(decoder, given, held.path, optional=pattern)
+    _check_base(decoder, named, place)
+    return Report(
+        matched=tuple(sorted(given)),
+        new=tuple(sorted(own - given.keys())),
+        left_over=tuple(sorted(name for name in held.tensors if our_name(name) not in given)),
+    )
 
 
-def _check_base(own: Mapping[str, Tensor], given: Mapping[str, Tensor], place: str, weights: str) -> None:
+def _check_base(decoder: Decoder, named: Mapping[str, Tensor], place: str) -> None:
     """Refuse a file whose T5 is another than the decoder's: what was learned with the one does not fit the other."""
+    own = decoder.state_dict()
     other = []
-    for name, tensor in given.items():
+    for name, tensor in named.items():
         if not name.startswith("t5.") or ADAPTER in name:
             continue
         plain = name.replace(".base_layer.", ".")
@@ -293,6 +290,6 @@ def _check_base(own: Mapping[str, Tensor], given: Mapping[str, Tensor], place: s
             other.append(name)
     if other:
         raise CheckpointError(
-            f"{place}: belongs to another T5 than decoder.weights={weights}: {len(other)} tensors of it differ: "
-            f"{', '.join(other[:3])}"
+            f"{place}: belongs to another T5 than decoder.weights={decoder.config.weights}: {len(other)} tensors of it "
+            f"differ: {', '.join(other[:3])}"
         )

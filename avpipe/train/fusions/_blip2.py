@@ -128,23 +128,22 @@ def renamed(state: Mapping[str, Tensor], *, is_separate: bool = False) -> dict[s
 
 
 class Source:
-    """A file, or files, of public weights; ``held`` holds those of its tensors that are asked for, under their names.
+    """A file, or files, of public weights; ``state`` holds what belongs to a Q-Former under LAVIS's names.
 
     Args:
         place: as configured.
         option: the setting, for messages.
         prefixes: of the names to read, one group for each layout.
-        component: that asks.
 
     Raises:
         MissingWeightsError: it is neither here nor to be had.
         CheckpointError: it cannot be read, or holds no such names.
     """
 
-    def __init__(self, place: str, option: str, *prefixes: Sequence[str], component: str = "fusion") -> None:
+    def __init__(self, place: str, option: str, *prefixes: Sequence[str]) -> None:
         wanted = tuple(dict.fromkeys(prefix for group in prefixes for prefix in group))
         if Path(place).suffix in weights.FILE_SUFFIXES:
-            self.path = weights.local_file(place, component=component, option=option, has_random=False)
+            self.path = weights.local_file(place, component="fusion", option=option, has_random=False)
             self.id = self.path.name
             if self.path.suffix == ".safetensors":
                 self.held = weight_shards.read((self.path,), *wanted)
@@ -152,7 +151,7 @@ class Source:
                 every = checkpoints.tensors(checkpoints.read(self.path), self.path)
                 self.held = {name: tensor for name, tensor in every.items() if name.startswith(wanted)}
         else:
-            shards = weight_shards.find(place, *wanted, component=component, option=option, has_random=False)
+            shards = weight_shards.find(place, *wanted, component="fusion", option=option, has_random=False)
             self.path, self.id = shards.files[0], shards.id
             self.held = weight_shards.read(shards.files, *wanted)
 
@@ -221,23 +220,18 @@ def fill(
         for name, tensor in given.items()
         if tensor.shape != own[name].shape
     ]
-    faults = listed(missing, shapes, sorted(strange))
+    faults = [
+        f"{len(found)} {what}: {', '.join(found[:_SHOWN])}{' ...' * (len(found) > _SHOWN)}"
+        for what, found in (("missing", missing), ("of another shape", shapes), ("left over", sorted(strange)))
+        if found
+    ]
     if faults:
-        raise CheckpointError(f"{source.path} does not fit the fusion{_sizes(source.held)}: {faults}")
+        raise CheckpointError(f"{source.path} does not fit the fusion{_sizes(source.held)}: {'; '.join(faults)}")
     with torch.no_grad():
         for name, tensor in given.items():
             own[name].copy_(tensor)
     new = own.keys() - given.keys()
     return Report(matched=tuple(sorted(given)), new=tuple(sorted(new)), left_over=tuple(sorted(left_over)))
-
-
-def listed(missing: Sequence[str], shapes: Sequence[str], left_over: Sequence[str]) -> str:
-    """What does not fit, for messages; empty where everything does."""
-    return "; ".join(
-        f"{len(found)} {what}: {', '.join(found[:_SHOWN])}{' ...' * (len(found) > _SHOWN)}"
-        for what, found in (("missing", missing), ("of another shape", shapes), ("left over", left_over))
-        if found
-    )
 
 
 def tensors_of(fusion: nn.Module, rows: slice) -> dict[str, Tensor]:
