@@ -75,6 +75,8 @@ class TrainConfig(Config):
     captions_per_clip: PositiveInt | Literal["all", "each"] = 1
     """Captions of a clip that are decoded from one fusion of it: ``all``, or so many, drawn anew each epoch. ``each``:
     one row a caption, each fused for itself, as the papers train."""
+    max_caption_tokens: int | None = Field(None, ge=3)
+    """Longer captions are cut to so many tokens, begin and end included; ``null``: to what the decoder can hold."""
     targets: tuple[Target, ...] = ("current",)
     """What a clip is to say: its own captions (of speech: predicting the current caption, PCC), and those of the clip
     that follows it in its video (``extra["next_clip"]``; PNC), which begin with ``tokenizer.next_begin``."""

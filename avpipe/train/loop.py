@@ -173,11 +173,12 @@ def train(
     cache = settings.cache_features == "yes" or (
         settings.cache_features == "auto" and fits_in_memory([*usable, *val_clips], sources)
     )
+    longest = min(settings.max_caption_tokens or captioner.max_tokens, captioner.max_tokens)
     data = ClipDataset(
         usable,
         sources,
         tokenizer=tokenizer,
-        max_tokens=captioner.max_tokens,
+        max_tokens=longest,
         cache=cache,
         following=following,
     )
@@ -192,7 +193,7 @@ def train(
                 "an objective weighs by what is learned of clips that are not trained on, but of "
                 f"{len(val_clips)} validation clips none has both a caption and a feature"
             )
-        measured["held_out"] = ClipDataset(held_out, sources, tokenizer=tokenizer, max_tokens=captioner.max_tokens)
+        measured["held_out"] = ClipDataset(held_out, sources, tokenizer=tokenizer, max_tokens=longest)
 
     def batches_to_measure(split: Split, most: int) -> Iterator[Batch]:
         """At most so many clips, spread evenly, the same ones every time; this process's share of them."""

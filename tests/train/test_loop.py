@@ -29,6 +29,7 @@ from avpipe.pipeline.errors import (
     UsageError,
 )
 from avpipe.train import checkpoint
+from avpipe.train.captioner import Captioner
 from avpipe.train.dataset import ClipDataset, captions_of_next, epoch_items
 from avpipe.train.generate import caption_clips
 from avpipe.train.loop import train
@@ -309,6 +310,15 @@ def test_what_comes_next_is_learned_with_a_begin_of_its_own(tmp_path: Path) -> N
     # It is the begin that decides, and what is generated is of the clip itself.
     captions = caption_clips(loaded, [clips[0], clips[2], clips[1]], sources)
     assert [caption.text for caption in captions] == ["a red thing", "a blue thing", "now a beep"]
+
+
+def test_long_captions_are_cut_and_keep_their_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    teach = Captioner.teach
+    monkeypatch.setattr(Captioner, "teach", lambda self, batch: seen.append(batch.tokens) or teach(self, batch))
+    toys.run(tmp_path, epochs=1, max_caption_tokens=5)
+    end = Tokenizer.load(tmp_path / "checkpoints" / "last").special.end
+    assert seen and all(tokens.shape[1] == 5 and (tokens[:, -1] == end).all() for tokens in seen)
 
 
 def test_weights_and_biases_get_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
