@@ -233,7 +233,7 @@ def test_an_older_run_has_the_settings_that_are_asked_for(unbroken: Path, tmp_pa
 
 def start_of(folder: Path) -> torch.nn.Module:
     """The captioner that a run of seed 0 began with."""
-    words = Tokenizer.load(folder / "checkpoints" / "last").vocabulary_size
+    words = Tokenizer.load(folder / "checkpoints" / "last")
     torch.manual_seed(0)
     return checkpoint.build(toys.config(), {k: s.spec for k, s in toys.sources(toys.clips(1)).items()}, words)
 
