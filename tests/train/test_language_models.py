@@ -14,7 +14,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig, Qwen2Config, T5Config
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, OPTConfig, Qwen2Config, T5Config
 from transformers import T5ForConditionalGeneration as T5Model
 
 from avpipe.pipeline.errors import CheckpointError, UsageError
@@ -528,6 +528,55 @@ def test_several_files(kind: Kind, tmp_path: Path) -> None:
     (tmp_path / "model-2-of-2.safetensors").unlink()
     with pytest.raises(Exception, match=r"model-2-of-2\.safetensors"):
         kind.decoder(tmp_path)
+
+
+def test_the_language_model_of_a_blip2(tmp_path: Path) -> None:
+    opt = tmp_path / "opt"
+    opt.mkdir()
+    model = causal_model(opt, CAUSAL.index("opt"))
+    inner = json.loads((opt / "config.json").read_text(encoding="utf-8"))
+    described = {"model_type": "blip-2", "text_config": inner}
+    (opt / "config.json").write_text(json.dumps(described), encoding="utf-8")
+    toys.rewrite(opt, {"model.": "language_model.model."}, **{"qformer.layernorm.bias": torch.zeros(4)})
+    assert all(name.startswith(("language_model.", "qformer.")) for name in load_file(opt / "model.safetensors"))
+    decoder = KINDS["causal_lm"].decoder(opt)
+    assert decoder.report.left_over == ("qformer.layernorm.bias",)
+    clips, (tokens, mask) = clips_of(), toys.captions()
+    with torch.inference_mode():
+        expected = causal_logits(decoder, model, clips, tokens, [])
+        torch.testing.assert_close(decoder(clips, tokens, mask), expected, rtol=0, atol=1e-4)
+
+
+def test_a_head_that_does_more_than_multiply_is_refused(tmp_path: Path) -> None:
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}
+    more = {"num_key_value_heads": 1, "intermediate_size": 24, "vocab_size": ROWS}
+    for bound, fits in ((None, True), (0.5, False)):
+        described = Gemma2Config(**sizes, **more, final_logit_softcapping=bound)
+        toys.written(AutoModelForCausalLM.from_config(described), tmp_path)
+        if fits:
+            assert KINDS["causal_lm"].decoder(tmp_path).report
+            continue
+        with pytest.raises(UsageError, match="a gemma2 does more to its logits than one matrix"):
+            KINDS["causal_lm"].decoder(tmp_path)
+
+
+def test_more_positions_than_places(tmp_path: Path) -> None:
+    causal_model(tmp_path)  # a GPT-2 with 32 places
+    decoder, clips = KINDS["causal_lm"].decoder(tmp_path), clips_of()
+    assert decoder.max_tokens == 32
+    assert KINDS["causal_lm"].decoder(tmp_path, caption_tokens=20).max_tokens == 20
+    assert KINDS["causal_lm"].decoder(tmp_path, prompt=PROMPT).max_tokens == 29
+    tokens, mask = toys.captions(27)
+    assert decoder(clips, tokens, mask).shape == (3, 27, ROWS)  # beside 5 positions of the first clip
+    tokens, mask = toys.captions(28)
+    with pytest.raises(UsageError, match=r"has 32 places, and .* need 33\. Try a fusion that gives fewer"):
+        decoder(clips, tokens, mask)
+    state = decoder.start(clips)
+    with torch.inference_mode():
+        for token in tokens[:, :-1].unbind(1):
+            _, state = decoder.step(token, state)
+        with pytest.raises(UsageError, match="need 33"):
+            decoder.step(tokens[:, -1], state)
 
 
 # -- runs --------------------------------------------------------------------------------------------------------------

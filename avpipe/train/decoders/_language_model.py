@@ -70,7 +70,7 @@ class Settings(BaseConfig):
     caption_tokens: int = Field(64, ge=4)
     """The longest caption in tokens, begin and end included."""
     dropout: float | None = Field(None, ge=0, lt=1)
-    """Of the language model; none: as its ``config.json`` says."""
+    """Of the language model, where it is frozen, too; none: as its ``config.json`` says."""
     gradient_checkpointing: bool = False
     """Compute the language model's inner values twice instead of keeping them: slower, in less memory."""
     width: int | None = Field(None, ge=8)
