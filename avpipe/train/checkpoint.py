@@ -202,8 +202,10 @@ def load_weights(captioner: Captioner, folder: Path) -> None:
     Raises:
         CheckpointError: names or shapes differ, the file is damaged, or what is frozen is not what it was.
     """
-    before, now = _read_config(folder).get("frozen") or {}, _frozen(captioner)
-    if before and before != now:
+    with storage_errors(folder, "read"):
+        before = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).get("frozen") or {}
+    now = _frozen(captioner)
+    if before and before.get("sha256") != now.get("sha256"):
         told = [f"{files.get('id')} (sha256 {str(files.get('sha256'))[:12]})" for files in (before, now)]
         raise CheckpointError(
             f"{folder}: what is frozen in its decoder is not in the checkpoint; it was read from {told[0]}, and "

@@ -236,11 +236,21 @@ def test_the_clip_is_read_once(kind: Kind, tmp_path: Path) -> None:
     decoder = kind.decoder(tmp_path)
     widths: list[int] = []
     inner = decoder.t5.encoder if kind.module is t5 else decoder.network.base_model
-    inner.register_forward_hook(lambda *given: widths.append(given[2].last_hidden_state.shape[1]), with_kwargs=False)
+    inner.register_forward_hook(lambda *given: widths.append(given[2].last_hidden_state.shape[1]))
     state = decoder.start(clips_of())
     for token in toys.captions()[0].unbind(1):
         _, state = decoder.step(token, state)
     assert widths == ([6] if kind.module is t5 else [5, *[1] * 8])  # T5's reads an end, too
+
+
+def test_the_clip_is_read_once_for_all_beams(kind: Kind, tmp_path: Path) -> None:
+    kind.model(tmp_path)
+    decoder = kind.decoder(tmp_path)
+    rows: list[int] = []
+    inner = decoder.t5.encoder if kind.module is t5 else decoder.network.base_model
+    inner.register_forward_hook(lambda *given: rows.append(given[2].last_hidden_state.shape[0]))
+    beam_search(decoder, clips_of(), toys.APART, beams=4, max_tokens=3, min_tokens=3)
+    assert rows == ([3] if kind.module is t5 else [3, 12, 12, 12])
 
 
 # -- beam search -------------------------------------------------------------------------------------------------------

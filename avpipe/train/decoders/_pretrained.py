@@ -260,6 +260,13 @@ class State:
             self, past=tuple((key.index_select(0, rows), value.index_select(0, rows)) for key, value in self.past)
         )
 
+    def take(self, rows: Tensor) -> State:
+        """The state before the first token, for the clips at ``rows`` (``(N,)``, int64, repeats allowed)."""
+        seen = self.seen
+        if seen is not None:
+            seen = Seen(data=seen.data[rows], mask=seen.mask[rows], absent=seen.absent[rows])
+        return begin(seen, [(layer.keys[rows], layer.values[rows]) for layer in self.cross.layers])
+
 
 def begin(seen: Seen | None, keys: Iterable[Sequence[Tensor]]) -> State:
     """The state before the first token.

@@ -166,6 +166,12 @@ class Decoder(nn.Module):
         self.network.base_model(inputs_embeds=positions, past_key_values=cache, use_cache=True)
         return State(mask=mask, said=0, past=_keys(cache))
 
+    def start_beams(self, fused: Fused, beams: int) -> State:
+        """As :meth:`start`, for so many rows of each clip, one after the other, of which the network reads one."""
+        rows = torch.arange(len(fused.data), device=fused.data.device).repeat_interleave(beams)
+        state = self.start(fused)
+        return replace(state.reorder(rows), mask=state.mask[rows])
+
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """One token further; the prompt follows the first.
 
