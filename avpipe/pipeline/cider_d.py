@@ -1,7 +1,7 @@
 """CIDEr-D of many captions, fast: what self-critical training is rewarded by.
 
-Source: Vedantam, Zitnick, Parikh, "CIDEr: Consensus-based Image Description Evaluation" (CVPR 2015, 1411.5726). It gives
-the numbers of pycocoevalcap 1.2, which stage three runs, to the last digits but a few (tests/pipeline/test_cider_d.py).
+Source: Vedantam, Zitnick, Parikh, "CIDEr: Consensus-based Image Description Evaluation" (CVPR 2015, 1411.5726). The
+numbers are those of pycocoevalcap 1.2, which stage three runs, to 1e-9 (tests/pipeline/test_cider_d.py).
 
 Of a caption c and a reference r, both PTB-tokenised words, N documents, and an n-gram g that stands c(g) times in c and
 is in df(g) documents::
@@ -70,9 +70,10 @@ class DocumentFrequencies:
         return len(self._numbers)
 
     def weights(self, ngrams: Iterable[NGram]) -> npt.NDArray[np.float64]:
-        """ln N - ln max(1, df), of each n-gram."""
+        """Of each n-gram ln N - ln max(1, df)."""
         numbers = np.array([self._numbers.get(ngram, -1) for ngram in ngrams], dtype=np.int64)
-        return self._idf[numbers]
+        found: npt.NDArray[np.float64] = self._idf[numbers]
+        return found
 
 
 class References:
@@ -95,7 +96,7 @@ class References:
         for ngram in (ngram for counts in counted for ngram in counts):
             self._columns.setdefault(ngram, len(self._columns))
         largest = max((max(counts.values(), default=0) for counts in counted), default=0)
-        # As small as they can be: all clips of a data set are held.
+        # As small as they can be: thousands of clips are held.
         self._counts = np.zeros((len(captions), len(self._columns)), dtype=np.min_scalar_type(largest))
         for row, counts in enumerate(counted):
             self._counts[row, [self._columns[ngram] for ngram in counts]] = list(counts.values())
@@ -110,7 +111,8 @@ class References:
 
     def score(self, captions: Sequence[str]) -> npt.NDArray[np.float64]:
         """``(captions,)``: CIDEr-D of each caption against all references, 0 to 10."""
-        return self.score_each(captions).mean(axis=1)
+        found: npt.NDArray[np.float64] = self.score_each(captions).mean(axis=1)
+        return found
 
     def score_each(self, captions: Sequence[str]) -> npt.NDArray[np.float64]:
         """``(captions, references)``: CIDEr-D of each caption against each reference alone, 0 to 10."""

@@ -23,21 +23,22 @@ number after a number ("1 1/2", telephone numbers).
 from __future__ import annotations
 
 import re
+from string import ascii_lowercase
 
-ABBREVIATIONS = frozenset(
-    """
-    a adj adm adv al ala alex apr ariz ark art assn assoc asst atty attys aug ave az b bancorp bhd bldg blvd brig bros c
-    ca calif capt cf cie cmdr co col colo comdr conn corp cos cpl ct d dak dec del dept det dr drs e ed elec ens esq est
-    etc ext f feb fig figs fla fri ft g ga gen gov govs h hon i ill inc ind insp intl invt j jan jos jr jul jun k kan
-    kans ky l la lieut lt ltd m maj mar mass md messrs mfg mich minn miss mlle mme mo mon mont mr mrs ms msgr mt mtg n
-    natl neb nev no nos nov o oct okla op ore p pa penn pfc ph plc pp ppte pptes ppty pptys pres prof profs prop pte
-    ptes pty ptys pvt q r rd rep reps rev rt s sen sens sep sept seq sfc sgt spc sq sr st ste supt supts sys t tel tenn
-    tex thu thurs treas tue tues u univ v va vs vt w wash wed wis wisc wm www wyo x y z
-    """.split()
-)
+_ABBREVIATED = """
+adj adm adv al ala alex apr ariz ark art assn assoc asst atty attys aug ave az bancorp bhd bldg blvd brig bros ca
+calif capt cf cie cmdr co col colo comdr conn corp cos cpl ct dak dec del dept det dr drs ed elec ens esq est etc ext
+feb fig figs fla fri ft ga gen gov govs hon ill inc ind insp intl invt jan jos jr jul jun kan kans ky la lieut lt ltd
+maj mar mass md messrs mfg mich minn miss mlle mme mo mon mont mr mrs ms msgr mt mtg natl neb nev no nos nov oct okla
+op ore pa penn pfc ph plc pp ppte pptes ppty pptys pres prof profs prop pte ptes pty ptys pvt rd rep reps rev rt sen
+sens sep sept seq sfc sgt spc sq sr st ste supt supts sys tel tenn tex thu thurs treas tue tues univ va vs vt wash wed
+wis wisc wm www wyo
+"""
+
+ABBREVIATIONS = frozenset(ascii_lowercase) | frozenset(_ABBREVIATED.split())
 """Words that may keep a full stop, in whatever letters: single letters, and abbreviations."""
 
-DROPPED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
+DROPPED = frozenset(['"', "''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 """pycocoevalcap's punctuation. Its list has brackets too, but in capitals, so that they stay as ``-lrb-``."""
 
 _IN_TWO = {word.replace(" ", ""): word for word in ("can not", "gon na", "got ta", "lem me", "gim me", "wan na")}
@@ -107,11 +108,6 @@ def is_ordinary(text: str) -> bool:
 
 def words(text: str) -> str:
     """A caption as lower-case tokens with single spaces between them, punctuation dropped."""
-    found = []
-    for part in text.translate(_QUOTES).split():
-        for token in _TOKEN.findall(part):
-            token = token.lower()
-            token = _IN_TWO.get(token) or _BRACKETS.get(token) or token
-            if token not in DROPPED and not token.startswith("--") and token != '"':
-                found.append(token)
-    return " ".join(found)
+    tokens = [token.lower() for part in text.translate(_QUOTES).split() for token in _TOKEN.findall(part)]
+    kept = [token for token in tokens if token not in DROPPED and not token.startswith("--")]
+    return " ".join(_IN_TWO.get(token) or _BRACKETS.get(token) or token for token in kept)

@@ -156,6 +156,7 @@ def train(
         settings.cache_features == "auto" and fits_in_memory([*usable, *val_clips], sources)
     )
     data = ClipDataset(usable, sources, tokenizer=tokenizer, max_tokens=captioner.max_tokens, cache=cache)
+    learner.prepare(usable, tokenizer)
     val_share = list(val_clips)[accelerator.process_index :: accelerator.num_processes]
     val_data = ClipDataset(val_share, sources, cache=cache)
 
