@@ -25,9 +25,11 @@ from torch import Tensor
 from avpipe.pipeline.clip import Clip
 from avpipe.pipeline.config import write_yaml
 from avpipe.pipeline.errors import CheckpointError, DataError, TrainingError
+from avpipe.pipeline.features import FeatureSpec
 from avpipe.pipeline.files import atomic_write, write_json
 from avpipe.train import checkpoint
 from avpipe.train.batch import Batch
+from avpipe.train.captioner import Captioner
 from avpipe.train.config import RunConfig, TrainConfig
 from avpipe.train.dataset import ClipDataset, FeatureSource, epoch_items, fits_in_memory, loader
 from avpipe.train.generate import caption_all
@@ -87,6 +89,7 @@ def train(
     train_clips: Sequence[Clip],
     val_clips: Sequence[Clip],
     run_folder: Path,
+    init_from: Path | None = None,
     score: Score | None = None,
     on_event: OnEvent = lambda event: None,
 ) -> TrainResult:
@@ -101,6 +104,7 @@ def train(
         train_clips: clips to learn from; those without caption or without any feature are left out.
         val_clips: clips to choose the best checkpoint by.
         run_folder: gets ``config.yaml``, ``env.json``, ``metrics.jsonl``, ``checkpoints/``.
+        init_from: the checkpoint that ``config.train.init_from`` names; ``None``: it is the folder of one.
         score: of the validation captions; ``None``: no validation, and the last checkpoint is the best.
         on_event: told of steps and validations.
 
@@ -108,6 +112,7 @@ def train(
         ConfigError: an objective lacks something of the fusion or the feature sets.
         DataError: there is nothing to learn from, or an objective needs validation clips and there are none.
         FingerprintError: the run's checkpoint was trained on other features.
+        CheckpointError: what it goes on or starts from is damaged, or does not fit.
         MissingWeightsError: public weights that a new training starts from are neither here nor to be had.
         TrainingError: the loss or its gradient is not finite; the message names the clips.
     """
@@ -131,7 +136,9 @@ def train(
     # -- tokenizer, model, optimizer -----------------------------------------------------------------------------------
     last, best = run_folder / "checkpoints" / "last", run_folder / "checkpoints" / "best"
     resumed = checkpoint.find(last)
-    tokenizer = Tokenizer.load(resumed) if resumed else _new_tokenizer(config, usable)
+    start = (init_from or Path(settings.init_from)) if settings.init_from and not resumed else None
+    words_of = resumed or start
+    tokenizer = Tokenizer.load(words_of) if words_of else _new_tokenizer(config, usable)
     captioner = checkpoint.build(config, specs, tokenizer.vocabulary_size)
     learner = Learner(captioner, config.objectives, specs)
     progress, state = _Progress(), None
@@ -142,6 +149,10 @@ def train(
         state = checkpoint.load_state(resumed)
         learner.objectives.load_state_dict(state.get("objectives", {}))  # older runs have none
         progress = _Progress(**state["progress"])
+    elif start:
+        start_values = _start_from(captioner, start, specs)
+        if is_main:
+            write_json(run_folder / "init_from.json", start_values)
     else:
         checkpoint.read_start_values(captioner)
     optimizer = torch.optim.AdamW(_groups(learner, settings), lr=settings.lr, betas=settings.betas)
@@ -301,6 +312,18 @@ def train(
         parameters=sum(parameter.numel() for parameter in learner.parameters() if parameter.requires_grad),
         seconds=time.monotonic() - started,
     )
+
+
+def _start_from(captioner: Captioner, folder: Path, specs: Mapping[str, FeatureSpec]) -> dict[str, Any]:
+    """Take over the weights of a checkpoint; what came of it, for the run folder. Other features are no error: a second
+    stage may see more frames than the first.
+    """
+    _, trained_on, name = checkpoint.read(folder)
+    new = checkpoint.start_from(captioner, folder)
+    differences = [
+        f"{key}.{line}" for key, spec in trained_on.items() if key in specs for line in spec.differences(specs[key])
+    ]
+    return {"checkpoint": name, "new_weights": new, "feature_differences": differences}
 
 
 # -- the parts of a step -----------------------------------------------------------------------------------------------

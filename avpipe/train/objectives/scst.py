@@ -34,7 +34,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Literal, Self
 
@@ -343,11 +342,10 @@ class Objective(BaseObjective):
             tokens[row, : len(ids)] = torch.tensor(ids)
             mask[row, : len(ids)] = True
         clips = torch.tensor([row for row, several in enumerate(written) for _ in several])
-        device = step.fused.data.device
-        batch = replace(step.batch, tokens=tokens.to(device), token_mask=mask.to(device), caption_clip=clips.to(device))
-        logits = step.captioner.decode(step.fused, batch)
+        tokens, mask, clips = (tensor.to(step.fused.data.device) for tensor in (tokens, mask, clips))
+        logits: Tensor = step.captioner.decoder(step.fused.take(clips), tokens[:, :-1], mask[:, :-1])
         log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-        return log_probs.gather(2, tokens[:, 1:, None].to(device)).squeeze(2), mask[:, 1:].to(device)
+        return log_probs.gather(2, tokens[:, 1:, None]).squeeze(2), mask[:, 1:]
 
     def _rewards(self, step: Step, written: Sequence[Sequence[Tokens]]) -> list[npt.NDArray[np.float64]]:
         """Of each clip, one a caption."""
