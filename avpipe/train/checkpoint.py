@@ -186,10 +186,9 @@ def start_from(captioner: Captioner, folder: Path) -> list[str]:
         The names of what the checkpoint does not hold.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or one of its weights has no place, or none of its shape.
+        CheckpointError: one of its weights has no place, or none of its shape.
         MissingWeightsError: as in :func:`read_start_values`.
     """
-    _read_config(folder)
     stored = load_file(folder / MODEL_FILE).keys()
     new = sorted(_trained(captioner).keys() - stored)
     for name in ("fusion", "decoder"):

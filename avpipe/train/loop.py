@@ -25,11 +25,9 @@ from torch import Tensor
 from avpipe.pipeline.clip import Clip
 from avpipe.pipeline.config import write_yaml
 from avpipe.pipeline.errors import CheckpointError, DataError, TrainingError
-from avpipe.pipeline.features import FeatureSpec
 from avpipe.pipeline.files import atomic_write, write_json
 from avpipe.train import checkpoint
 from avpipe.train.batch import Batch
-from avpipe.train.captioner import Captioner
 from avpipe.train.config import RunConfig, TrainConfig
 from avpipe.train.dataset import ClipDataset, FeatureSource, epoch_items, fits_in_memory, loader
 from avpipe.train.generate import caption_all
@@ -103,7 +101,8 @@ def train(
         sources: features by feature-set name.
         train_clips: clips to learn from; those without caption or without any feature are left out.
         val_clips: clips to choose the best checkpoint by.
-        run_folder: gets ``config.yaml``, ``env.json``, ``metrics.jsonl``, ``checkpoints/``.
+        run_folder: gets ``config.yaml``, ``env.json``, ``metrics.jsonl``, ``checkpoints/``; and ``init_from.json``,
+            which tells what it started from, and which of its weights were not there.
         init_from: the checkpoint that ``config.train.init_from`` names; ``None``: it is the folder of one.
         score: of the validation captions; ``None``: no validation, and the last checkpoint is the best.
         on_event: told of steps and validations.
@@ -137,6 +136,7 @@ def train(
     last, best = run_folder / "checkpoints" / "last", run_folder / "checkpoints" / "best"
     resumed = checkpoint.find(last)
     start = (init_from or Path(settings.init_from)) if settings.init_from and not resumed else None
+    started_from = checkpoint.read(start) if start else None
     words_of = resumed or start
     tokenizer = Tokenizer.load(words_of) if words_of else _new_tokenizer(config, usable)
     captioner = checkpoint.build(config, specs, tokenizer.vocabulary_size)
@@ -149,10 +149,14 @@ def train(
         state = checkpoint.load_state(resumed)
         learner.objectives.load_state_dict(state.get("objectives", {}))  # older runs have none
         progress = _Progress(**state["progress"])
-    elif start:
-        start_values = _start_from(captioner, start, specs)
+    elif start and started_from:
+        _, features, name = started_from
+        new = checkpoint.start_from(captioner, start)
         if is_main:
-            write_json(run_folder / "init_from.json", start_values)
+            # Other features are no error: a second stage may see more frames than the first.
+            differences = {key: spec.differences(specs[key]) for key, spec in features.items() if key in specs}
+            values = {"checkpoint": name, "new_weights": new, "feature_differences": differences}
+            write_json(run_folder / "init_from.json", values)
     else:
         checkpoint.read_start_values(captioner)
     optimizer = torch.optim.AdamW(_groups(learner, settings), lr=settings.lr, betas=settings.betas)
@@ -312,18 +316,6 @@ def train(
         parameters=sum(parameter.numel() for parameter in learner.parameters() if parameter.requires_grad),
         seconds=time.monotonic() - started,
     )
-
-
-def _start_from(captioner: Captioner, folder: Path, specs: Mapping[str, FeatureSpec]) -> dict[str, Any]:
-    """Take over the weights of a checkpoint; what came of it, for the run folder. Other features are no error: a second
-    stage may see more frames than the first.
-    """
-    _, trained_on, name = checkpoint.read(folder)
-    new = checkpoint.start_from(captioner, folder)
-    differences = [
-        f"{key}.{line}" for key, spec in trained_on.items() if key in specs for line in spec.differences(specs[key])
-    ]
-    return {"checkpoint": name, "new_weights": new, "feature_differences": differences}
 
 
 # -- the parts of a step -----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
 import subprocess
@@ -94,10 +95,17 @@ ALL = {
 BLENDED = {"cross_entropy": {"weight": 0}, "g_blend": {"every": 1, "clips": 8}}
 """Objectives with parameters, with a state that moves each batch, and with one that moves each epoch."""
 
+CRITICAL = {
+    "cross_entropy": {"weight": 0.5},
+    "scst": {"samples": "multinomial", "count": 3, "baseline": "greedy", "max_tokens": 12},
+}
+"""An objective that draws what it learns from."""
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "all": {"fusion": COATTENTION, "objectives": ALL},
     "blended": {"objectives": BLENDED},
+    "critical": {"objectives": CRITICAL},
 }
 
 
@@ -158,12 +166,14 @@ def run_two(folder: Path, name: str) -> list[subprocess.CompletedProcess[str]]:
 
 
 if __name__ == "__main__":  # python -m tests.train.loop_toys FOLDER STEP SETTINGS: train and be killed at that step
-    # Step 0: to the end, and tell what the objectives of this process hold.
+    # Step 0: to the end, and tell what the objectives of this process hold, and whether its captioner is another one.
     from avpipe.train import loop
 
     learners = []
     loop.Learner = lambda *given: learners.append(Learner(*given)) or learners[-1]  # type: ignore
     run(Path(sys.argv[1]), stop_at=int(sys.argv[2]), how="kill", save_every=2, **SETTINGS[sys.argv[3]])
-    print(json.dumps({key: value.tolist() for key, value in learners[-1].objectives.state_dict().items()}))
+    held = {key: value.tolist() for key, value in learners[-1].objectives.state_dict().items()}
+    weights = b"".join(value.numpy().tobytes() for value in learners[-1].captioner.state_dict().values())
+    print(json.dumps({**held, "captioner": hashlib.sha256(weights).hexdigest()}))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -8,12 +8,15 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import tokenizers
 import torch
+from tokenizers import models, pre_tokenizers
 from torch import Tensor, nn
 
 from avpipe.pipeline.clip import Clip
 from avpipe.pipeline.features import Features, FeatureSpec
 from avpipe.train.batch import Batch, Fused
+from avpipe.train.tokenizer import BEGIN, END, PAD, Special, Tokenizer
 
 SPECS = {
     "see": FeatureSpec(name="see", encoder="toy", modality="video", dim=6, dtype="float32"),
@@ -103,6 +106,14 @@ def fused(size: int = 3, positions: int = 5, width: int = 12, *, real: Sequence[
         sources=("see",),
         source=torch.zeros(positions, dtype=torch.int64),
     )
+
+
+def word_tokenizer(size: int) -> Tokenizer:
+    """A token a word: padding, begin and end, then words of letters alone: ``worda``, ``wordb`` ..."""
+    names = [PAD, BEGIN, END, *(f"word{chr(97 + number // 26)}{chr(97 + number % 26)}" for number in range(size - 3))]
+    backend = tokenizers.Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token=PAD))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return Tokenizer(backend, Special(pad=0, begin=1, end=2))
 
 
 class Source:

@@ -226,7 +226,8 @@ def sample(
         logits, state = decoder.step(last, state)
         # Padding may be the end token itself (GPT-2): then it may be said.
         forbidden = {special.pad, special.begin} - {special.end} | ({special.end} if len(drawn) < min_tokens else set())
-        logits = logits.float().index_fill(1, torch.tensor(list(forbidden), device=rows.device), -torch.inf)
+        logits = logits.float()
+        logits[:, list(forbidden)] = -torch.inf
         last = torch.multinomial(logits.softmax(-1), 1).squeeze(1).masked_fill(done, special.end)
         done = done | (last == special.end)
         drawn.append(last)
