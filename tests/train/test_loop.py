@@ -278,7 +278,7 @@ def test_metrics_hold_every_loss_and_weight(with_objectives: tuple[str, Path]) -
             kinds, balanced = ("audio", "video"), "modality_balanced"
             assert 0.01 <= row["contrastive.temperature"] <= 1
         else:
-            parts, kinds, balanced = 0.0, ("joint", "audio", "video"), "g_blend"
+            parts, kinds, balanced = 0.5 * row["scst"], ("joint", "audio", "video"), "g_blend"
             assert "cross_entropy" not in row
         assert sum(row[f"{balanced}.w_{kind}"] for kind in kinds) == pytest.approx(1, abs=1e-6)
         parts += sum(row[f"{balanced}.w_{kind}"] * row[f"{balanced}.{kind}"] for kind in kinds)

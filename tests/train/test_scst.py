@@ -540,33 +540,12 @@ def test_every_fusion_and_every_decoder_is_taught(fusion: str, decoder: str) -> 
     assert log_probs[mask].isfinite().all()
 
 
-# -- in the loop -------------------------------------------------------------------------------------------------------
+# -- in the loop; that it goes on alike is shown in test_loop.py -------------------------------------------------------
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [{key: value for key, value in json.loads(line).items() if key != "data_seconds"} for line in lines]
-
-
-@pytest.mark.parametrize("step", [3, 7])
-def test_broken_off_it_takes_the_same_steps(tmp_path: Path, step: int) -> None:
-    settings = {"save_every": 2, "epochs": 3, **loop_toys.SETTINGS["critical"]}
-    loop_toys.run(tmp_path / "unbroken", **settings)
-    with pytest.raises(KeyboardInterrupt):
-        loop_toys.run(tmp_path / "broken", stop_at=step, **settings)
-    loop_toys.run(tmp_path / "broken", **settings)
-    assert rows(tmp_path / "broken") == rows(tmp_path / "unbroken")
-    assert len({row["scst"] for row in rows(tmp_path / "broken") if "scst" in row}) > 5
-    one, other = (load_file(tmp_path / name / "checkpoints/last/model.safetensors") for name in ("broken", "unbroken"))
-    assert all(torch.equal(value, other[key]) for key, value in one.items())
-
-
-def test_two_processes_hold_the_same(tmp_path: Path) -> None:
-    both = loop_toys.run_two(tmp_path, "critical")
-    for process in both:
-        assert process.returncode == 0, process.stderr
-    one, other = (json.loads(process.stdout.splitlines()[-1]) for process in both)
-    assert one == other
 
 
 def reward_of(run: Path) -> float:
