@@ -296,11 +296,6 @@ class Objective(BaseObjective):
         """Of each clip, the captions that are learned from, and its greedy one if that is the baseline."""
         config, captioner = self.config, step.captioner
         decoder: Decoder = captioner.decoder  # type: ignore[assignment]  # a module that is a Decoder
-        kind = step.fused.data.device.type
-        # Weights that autocast converts here have no gradient, and must not be kept for the pass that needs one.
-        uncached = torch.autocast(
-            kind, torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind), cache_enabled=False
-        )
 
         def searched(beams: int) -> list[list[Tokens]]:
             found = beam_search(
@@ -317,7 +312,7 @@ class Objective(BaseObjective):
         training = captioner.training
         captioner.eval()
         try:
-            with torch.no_grad(), uncached:
+            with torch.no_grad():
                 fused: Fused = captioner.fusion(step.batch)
                 if config.samples == "multinomial":
                     written = sample(
