@@ -345,7 +345,7 @@ def test_trap_a_shortest_length_breaks_no_gradient(samples: str) -> None:
 
 
 def test_trap_what_autocast_keeps_of_the_search_has_no_part_in_the_gradient() -> None:
-    """Weights that were converted without gradients must not be met again where these are wanted (as by older torch)."""
+    """Weights that were converted without gradients must not be met again where these are wanted."""
     learns = learner("scst", max_tokens=6)
     with torch.autocast("cpu", torch.bfloat16):
         total, _ = learns(captioned())
