@@ -51,6 +51,8 @@ def train(
         UsageError: a name or a setting is wrong; a run of that name has other settings.
         StoreError: features are missing or damaged.
     """
+    from accelerate import PartialState
+
     from avpipe.api.scoring import captions_of
     from avpipe.data_manifests import manifest
     from avpipe.eval import ValidationScorer
@@ -81,7 +83,7 @@ def train(
         score=score,
         on_event=on_event or (lambda event: None),
     )
-    if val:
+    if val and PartialState().is_main_process:
         captions_of(workspace, name, "val")
     return name, result
 

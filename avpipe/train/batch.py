@@ -17,10 +17,12 @@ V     size of the vocabulary
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+
+from avpipe.pipeline.features import FeatureSpec, Modality
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,7 @@ class Batch:
         tokens: ``(N, L)``, int64: begin-of-sentence, the caption, end-of-sentence, padding. ``None`` in generation.
         token_mask: ``(N, L)``, bool: True = real. ``None`` in generation.
         caption_clip: ``(N,)``, int64: which of the B clips each caption belongs to. ``None`` in generation.
+        of_next: ``(N,)``, bool: captions of the clip that follows it. ``None`` where none is.
 
     Raises:
         ValueError: shapes do not fit one another.
@@ -52,6 +55,7 @@ class Batch:
     tokens: Tensor | None = None
     token_mask: Tensor | None = None
     caption_clip: Tensor | None = None
+    of_next: Tensor | None = None
 
     def __post_init__(self) -> None:
         size = len(self.clip_ids)
@@ -87,7 +91,37 @@ class Batch:
             tokens=move(self.tokens),
             token_mask=move(self.token_mask),
             caption_clip=move(self.caption_clip),
+            of_next=move(self.of_next),
         )
+
+
+def drop_modalities(batch: Batch, probabilities: Mapping[Modality, float], specs: Mapping[str, FeatureSpec]) -> Batch:
+    """The batch with modalities taken away from clips at random: from such a clip, all feature sets of the modality.
+
+    Each modality is drawn for itself; a clip that would lose all that it has keeps all. Draws come from torch's global
+    generator of the CPU, none where there is nothing to drop.
+
+    Args:
+        batch: of training.
+        probabilities: by modality; others are never dropped.
+        specs: of the feature sets, by name.
+    """
+    kinds = sorted({spec.modality for spec in specs.values()})
+    if not any(probabilities.get(kind, 0.0) for kind in kinds):
+        return batch
+    drawn = torch.rand(len(batch), len(kinds))
+    limits = torch.tensor([probabilities.get(kind, 0.0) for kind in kinds])
+    kept = (drawn >= limits).to(next(iter(batch.present.values())).device)
+    of_kind = {name: kept[:, kinds.index(spec.modality)] for name, spec in specs.items()}
+    left = torch.stack([batch.present[name] & keep for name, keep in of_kind.items()]).any(dim=0)
+    keeps = {name: keep | ~left for name, keep in of_kind.items()}
+    return replace(
+        batch,
+        features={name: data.masked_fill(~keeps[name][:, None, None], 0) for name, data in batch.features.items()},
+        mask={name: mask & keeps[name][:, None] for name, mask in batch.mask.items()},
+        pts_seconds={name: seconds * keeps[name][:, None] for name, seconds in batch.pts_seconds.items()},
+        present={name: there & keeps[name] for name, there in batch.present.items()},
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

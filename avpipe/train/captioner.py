@@ -37,12 +37,17 @@ class Captioner(nn.Module):
     Args:
         fusion: ``fusion(batch) -> Fused``.
         decoder: ``decoder(fused, tokens, token_mask) -> logits``.
+
+    Attributes:
+        elsewhere: names of the parameters that the parts themselves freeze. They are read from their own files whenever
+            a part is built, so no checkpoint holds them.
     """
 
     def __init__(self, fusion: nn.Module, decoder: nn.Module) -> None:
         super().__init__()
         self.fusion = fusion
         self.decoder = decoder
+        self.elsewhere = frozenset(name for name, p in self.named_parameters() if not p.requires_grad)
 
     @property
     def max_tokens(self) -> int:

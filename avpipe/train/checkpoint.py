@@ -99,7 +99,7 @@ def save(
 
     Args:
         folder: ``.../checkpoints/last``.
-        captioner: its parameters that require gradients are written, and its buffers.
+        captioner: its parameters are written but for :attr:`Captioner.elsewhere`, and its buffers.
         tokenizer: its words.
         config: of the run.
         specs: of the features that it reads.
@@ -113,7 +113,7 @@ def save(
     with storage_errors(folder):
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
-        save_file(_trained(captioner), new / MODEL_FILE)
+        save_file(_stored(captioner), new / MODEL_FILE)
         tokenizer.save(new)
         values = {
             "name": name,
@@ -190,7 +190,7 @@ def start_from(captioner: Captioner, folder: Path) -> list[str]:
         MissingWeightsError: as in :func:`read_start_values`.
     """
     stored = load_file(folder / MODEL_FILE).keys()
-    new = sorted(_trained(captioner).keys() - stored)
+    new = sorted(_stored(captioner).keys() - stored)
     for name in ("fusion", "decoder"):
         read = getattr(getattr(captioner, name), "read_start_values", None)
         if read is not None and any(weight.startswith(f"{name}.") for weight in new):
@@ -206,7 +206,7 @@ def load_weights(captioner: Captioner, folder: Path, *, whole: bool = True) -> N
         CheckpointError: names or shapes differ, or the file is damaged.
     """
     stored = load_file(folder / MODEL_FILE)
-    expected = _trained(captioner)
+    expected = _stored(captioner)
     absent = sorted(expected.keys() - stored.keys()) if whole else []
     wrong = [f"{name}: not in the checkpoint" for name in absent]
     wrong += [f"{name}: not in the captioner" for name in sorted(stored.keys() - expected.keys())]
@@ -273,7 +273,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return values
 
 
-def _trained(captioner: Captioner) -> dict[str, Tensor]:
-    """What a checkpoint holds: parameters that are trained, and buffers that are saved. Tied tensors once."""
-    frozen = {name for name, parameter in captioner.named_parameters() if not parameter.requires_grad}
-    return {name: tensor.contiguous() for name, tensor in captioner.state_dict().items() if name not in frozen}
+def _stored(captioner: Captioner) -> dict[str, Tensor]:
+    """What a checkpoint holds: all parameters but those that come from elsewhere, and buffers that are saved."""
+    state = captioner.state_dict()
+    return {name: tensor.contiguous() for name, tensor in state.items() if name not in captioner.elsewhere}

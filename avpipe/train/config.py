@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from avpipe.pipeline.config import Config, parse, parse_component, read_yaml, recipe_names, recipe_path
 from avpipe.pipeline.config import override as lay_over
@@ -18,6 +19,11 @@ Component = dict[str, Any]
 
 LengthPenaltyForm = Literal["hf", "gnmt"]
 
+Target = Literal["current", "next"]
+
+Warmup = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^\d+(\.\d+)?( ?%| epochs?)$")]
+"""Optimizer steps; or ``"5%"`` of all steps, or ``"1 epoch"``."""
+
 
 class TokenizerConfig(Config):
     """Where the words come from."""
@@ -28,6 +34,33 @@ class TokenizerConfig(Config):
     """Of a trained one: at most this many tokens, the 256 bytes among them."""
     lower_case: bool = True
     """Of a trained one."""
+    next_begin: str = "<next>"
+    """What the next clip's caption begins with, where ``train.targets`` has it; added if it is not among the tokens (of
+    pretrained ones name one that is unused: ``"[unused1]"`` of BERT's)."""
+
+
+class ParameterGroup(Config):
+    """Parameters that are trained in their own way. What is ``null`` is as for the others."""
+
+    match: str
+    """Regular expression that is searched for in a parameter's name, as ``fusion.layers.0.attention_norm.weight``. A
+    parameter belongs to the first group that it matches; a group without any is an error."""
+    lr: float | None = Field(None, gt=0)
+    """Peak learning rate; warmup and schedule are those of all, scaled."""
+    weight_decay: float | None = Field(None, ge=0)
+    """Of those parameters that have weight decay."""
+    frozen: bool = False
+    """Leave them at their start values."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> ParameterGroup:
+        try:
+            re.compile(self.match)
+        except re.error as error:
+            raise ValueError(f"match: not a regular expression: {error}: {self.match!r}") from None
+        if self.frozen and (self.lr is not None or self.weight_decay is not None):
+            raise ValueError("frozen: what is frozen has neither lr nor weight_decay")
+        return self
 
 
 class TrainConfig(Config):
@@ -42,22 +75,40 @@ class TrainConfig(Config):
     captions_per_clip: PositiveInt | Literal["all", "each"] = 1
     """Captions of a clip that are decoded from one fusion of it: ``all``, or so many, drawn anew each epoch. ``each``:
     one row a caption, each fused for itself, as the papers train."""
+    max_caption_tokens: int | None = Field(None, ge=3)
+    """Longer captions are cut to so many tokens, begin and end included; ``null``: to what the decoder can hold."""
+    targets: tuple[Target, ...] = ("current",)
+    """What a clip is to say: its own captions (of speech: predicting the current caption, PCC), and those of the clip
+    that follows it in its video (``extra["next_clip"]``; PNC), which begin with ``tokenizer.next_begin``."""
     accumulate: int = Field(1, ge=1)
     """Batches a step."""
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate."""
     final_lr: float = Field(0.0, ge=0)
     """Learning rate at the end of the schedule."""
-    warmup_steps: int = Field(100, ge=0)
-    """Steps of linear warmup."""
-    schedule: Literal["cosine", "hold", "constant"] = "cosine"
-    """After the warmup: half a cosine down; or held for the first 60 % of all steps, then linearly down; or level."""
+    warmup_steps: Warmup = 100
+    """Linear warmup: optimizer steps, or ``"5%"`` of all steps, or ``"1 epoch"``."""
+    warmup_from: float = Field(0.0, ge=0)
+    """Learning rate that the warmup begins at."""
+    schedule: Literal["cosine", "cosine_epochs", "linear", "hold", "constant"] = "cosine"
+    """After the warmup: half a cosine down; the same, but with each epoch and counted without the warmup, which is cut
+    off where the first epoch ends (LAVIS's); linearly down; held for the first 60 % of all steps, then linearly down;
+    level."""
     weight_decay: float = Field(0.01, ge=0)
-    """Of matrices; biases, norms and other vectors have none."""
-    betas: tuple[float, float] = (0.9, 0.98)
     """Of AdamW."""
-    clip_norm: float = Field(1.0, gt=0)
-    """Largest norm of the gradient."""
+    weight_decay_of: Literal["matrices", "all"] = "matrices"
+    """Whether biases, norms and other vectors have weight decay, too."""
+    groups: tuple[ParameterGroup, ...] = ()
+    """Parameters, by pattern of their names, with another learning rate or weight decay, or none."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
+    """Of AdamW."""
+    clip_norm: float | None = Field(1.0, gt=0)
+    """Largest norm of the gradient; ``null``: any."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Validate and keep weights averaged over steps, ``ema`` of the former average and the rest of the new ones;
+    ``null``: those of the step. Early on the average follows faster: at step n at most ``(1 + n) / (10 + n)``."""
+    modality_dropout: dict[Modality, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
+    """In training, how often a clip loses a modality, whole: ``{video: 0.1, audio: 0.3}``. It always keeps one."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """``auto``: bf16 on a GPU that has it, else fp32."""
     seed: int = Field(0, ge=0)
@@ -79,6 +130,18 @@ class TrainConfig(Config):
     """Whether to hold all features in memory; ``auto``: if they take at most a quarter of what is free."""
     tensorboard: bool = True
     """Write TensorBoard events, if the package is installed."""
+    wandb: str | None = Field(None, min_length=1)
+    """Log to this project of Weights & Biases, too (``pip install wandb``; ``WANDB_MODE=offline`` without network)."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainConfig:
+        if len(set(self.targets)) != len(self.targets) or "current" not in self.targets:
+            raise ValueError(f"targets: expected [current] or [current, next], got {list(self.targets)}")
+        if self.final_lr > self.lr or self.warmup_from > self.lr:
+            raise ValueError(
+                f"final_lr, warmup_from: expected at most lr ({self.lr}), got {self.final_lr}, {self.warmup_from}"
+            )
+        return self
 
 
 class GenerateConfig(Config):

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from avpipe.pipeline.clip import Clip
+from avpipe.pipeline.errors import DataError
 from avpipe.pipeline.features import Features, FeatureSpec
 from avpipe.train.batch import Batch
 from avpipe.train.tokenizer import Tokenizer
@@ -50,6 +51,11 @@ class ClipDataset:
         tokenizer: encodes the captions; ``None``: features alone.
         max_tokens: longer captions are cut, keeping their end token.
         cache: hold the features in memory, as they are on disk.
+        following: for clips by id, the captions of the clip that follows, which are targets, too.
+
+    Attributes:
+        captions: of each clip, its captions as tokens, and behind them those of the clip that follows.
+        own: how many of them are its own.
     """
 
     def __init__(
@@ -60,11 +66,17 @@ class ClipDataset:
         tokenizer: Tokenizer | None = None,
         max_tokens: int = 128,
         cache: bool = False,
+        following: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.clips = list(clips)
         self.sources = dict(sources)
         self.special = tokenizer.special if tokenizer else None
-        self.captions = [_encode(clip, tokenizer, max_tokens) for clip in self.clips] if tokenizer else []
+        self.captions: list[list[list[int]]] = []
+        self.own = [len(clip.captions) for clip in self.clips]
+        if tokenizer:
+            of_next = following or {}
+            self.captions = [_encode(clip, tokenizer, max_tokens, of_next.get(clip.clip_id, ())) for clip in self.clips]
+        self._has_next = following is not None
         self._views = {name: source.spec.views for name, source in self.sources.items()}
         self._cached: dict[tuple[int, str, int], _Rows | None] | None = None
         if cache:
@@ -94,7 +106,7 @@ class ClipDataset:
             found = [row[name] for row in rows]
             features[name], mask[name], pts_seconds[name] = _pad(found, source.spec.dim)
             present[name] = torch.tensor([row is not None for row in found])
-        tokens = token_mask = caption_clip = None
+        tokens = token_mask = caption_clip = of_next = None
         if self.special:
             chosen = [self.captions[index][caption] for index, captions in items for caption in captions]
             tokens = torch.full((len(chosen), max(map(len, chosen))), self.special.pad)
@@ -103,6 +115,8 @@ class ClipDataset:
                 tokens[row, : len(ids)] = torch.tensor(ids)
                 token_mask[row, : len(ids)] = True
             caption_clip = torch.tensor([row for row, (_, captions) in enumerate(items) for _ in captions])
+            if self._has_next:
+                of_next = torch.tensor([c >= self.own[index] for index, captions in items for c in captions])
         return Batch(
             clip_ids=tuple(clip.clip_id for clip in clips),
             features=features,
@@ -112,6 +126,7 @@ class ClipDataset:
             tokens=tokens,
             token_mask=token_mask,
             caption_clip=caption_clip,
+            of_next=of_next,
         )
 
     def _draw(self, index: int, captions: Sequence[int], draw: tuple[int, ...] | None) -> dict[str, int]:
@@ -134,9 +149,27 @@ class ClipDataset:
         return _Rows(torch.from_numpy(data), torch.from_numpy(pts))
 
 
-def _encode(clip: Clip, tokenizer: Tokenizer, max_tokens: int) -> list[list[int]]:
+def _encode(clip: Clip, tokenizer: Tokenizer, max_tokens: int, of_next: Sequence[str]) -> list[list[int]]:
     whole = [tokenizer.encode(caption) for caption in clip.captions]
+    whole += [tokenizer.encode(caption, of_next=True) for caption in of_next]
     return [ids if len(ids) <= max_tokens else [*ids[: max_tokens - 1], ids[-1]] for ids in whole]
+
+
+def captions_of_next(clips: Sequence[Clip]) -> dict[str, tuple[str, ...]]:
+    """For clips whose ``extra["next_clip"]`` is among them: the captions of that one.
+
+    Raises:
+        DataError: there are none.
+    """
+    of_clip = {clip.clip_id: clip.captions for clip in clips}
+    named = {clip.clip_id: clip.extra["next_clip"] for clip in clips if "next_clip" in clip.extra}
+    found = {clip_id: of_clip[other] for clip_id, other in named.items() if of_clip.get(other)}
+    if not found:
+        raise DataError(
+            f"train.targets has next, but of {len(clips)} training clips none is followed by another: "
+            f"{len(named)} name one in extra['next_clip']. howto100m's manifest has such; else leave next out"
+        )
+    return found
 
 
 def _pad(rows: Sequence[_Rows | None], dim: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,19 +201,24 @@ def epoch_items(
         seed: of the run.
         epoch: from 0.
         batch_size: items a batch.
-        captions_per_clip: ``"all"`` or a number: an item is a clip with all, or so many, of its captions; ``"each"``:
-            an item is a clip with one caption, and every caption has its item.
+        captions_per_clip: ``"all"`` or a number: an item is a clip with all, or so many, of its captions, and as many
+            of the clip's that follows; ``"each"``: an item is a clip with one caption, and every caption has its item.
     """
     # A generator of its own, seeded by both: epoch 1 of seed 0 is not epoch 0 of seed 1.
     random = np.random.default_rng((seed, epoch))
     items: Items = []
     for index, captions in enumerate(dataset.captions):
+        own = dataset.own[index]
         if captions_per_clip == "each":
             items += [(index, (caption,)) for caption in range(len(captions))]
-        elif captions_per_clip == "all" or int(captions_per_clip) >= len(captions):
-            items.append((index, tuple(range(len(captions)))))
-        else:
-            items.append((index, tuple(random.choice(len(captions), int(captions_per_clip), replace=False).tolist())))
+            continue
+        drawn: list[int] = []
+        for start, count in ((0, own), (own, len(captions) - own)):
+            if captions_per_clip == "all" or int(captions_per_clip) >= count:
+                drawn += range(start, start + count)
+            else:
+                drawn += (start + random.choice(count, int(captions_per_clip), replace=False)).tolist()
+        items.append((index, tuple(drawn)))
     shuffled = [items[index] for index in random.permutation(len(items))]
     return [shuffled[start : start + batch_size] for start in range(0, len(shuffled), batch_size)]
 

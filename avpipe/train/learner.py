@@ -58,6 +58,13 @@ class Learner(nn.Module):
         # With weight 0, too, its settings say what a caption costs.
         self.caption_loss = cross_entropy.CaptionLoss(cross_entropy.Config(**settings.get("cross_entropy", {})))
 
+    def named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """All parameters with the names that ``train.groups`` knows them by: ``fusion...``, ``decoder...``,
+        ``objectives...``.
+        """
+        for name, parameter in self.named_parameters():
+            yield name.removeprefix("captioner."), parameter
+
     @property
     def needs_held_out(self) -> bool:
         """Whether an objective asks for clips that are not trained on."""

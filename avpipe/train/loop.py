@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import math
-import os
-import platform
 import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import gather_object
 from torch import Tensor
 
@@ -27,12 +23,14 @@ from avpipe.pipeline.config import write_yaml
 from avpipe.pipeline.errors import CheckpointError, DataError, TrainingError
 from avpipe.pipeline.files import atomic_write, write_json
 from avpipe.train import checkpoint
-from avpipe.train.batch import Batch
-from avpipe.train.config import RunConfig, TrainConfig
-from avpipe.train.dataset import ClipDataset, FeatureSource, epoch_items, fits_in_memory, loader
+from avpipe.train.batch import Batch, drop_modalities
+from avpipe.train.config import RunConfig
+from avpipe.train.dataset import ClipDataset, FeatureSource, captions_of_next, epoch_items, fits_in_memory, loader
 from avpipe.train.generate import caption_all
 from avpipe.train.learner import Learner
+from avpipe.train.logs import Log, environment, peak_memory_bytes
 from avpipe.train.objective import Split
+from avpipe.train.optimizer import Average, freeze, learning_rate, parameter_groups
 from avpipe.train.tokenizer import Tokenizer
 
 Score = Callable[[Mapping[str, str]], float]
@@ -40,10 +38,6 @@ Score = Callable[[Mapping[str, str]], float]
 
 OnEvent = Callable[[Mapping[str, Any]], None]
 """Told of every step (``event: "step"``; ``step, steps, loss, clips``) and validation (``event: "validation"``)."""
-
-
-HELD_SHARE = 0.6
-"""Of all steps, the share for which ``schedule: hold`` holds the learning rate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +50,9 @@ class TrainResult:
         best_score: its validation score; ``None`` where nothing was scored, and best is last.
         stopped_early: whether patience ran out.
         parameters: how many are trained.
-        seconds: of this call.
+        parameters_total: those and the frozen ones.
+        seconds: of training, former calls that were broken off included up to their last checkpoint.
+        peak_memory_bytes: the most that was held: on a GPU what torch took of it, else the process's memory.
     """
 
     step: int
@@ -64,7 +60,9 @@ class TrainResult:
     best_score: float | None
     stopped_early: bool
     parameters: int
+    parameters_total: int
     seconds: float
+    peak_memory_bytes: int
 
 
 @dataclass(slots=True)
@@ -78,6 +76,7 @@ class _Progress:
     best_step: int = 0
     validations_without_gain: int = 0
     finished: bool = False
+    seconds: float = 0.0  # of training, up to the checkpoint
 
 
 def train(
@@ -96,19 +95,22 @@ def train(
     A resumed training takes the same steps as an unbroken one, with the same losses: order, dropout and schedule
     depend on the seed and the step alone, and random number generators are part of a checkpoint.
 
+    Started by ``torchrun`` or ``accelerate launch``, several processes share each batch and the validation.
+
     Args:
         config: everything about the run.
         sources: features by feature-set name.
         train_clips: clips to learn from; those without caption or without any feature are left out.
         val_clips: clips to choose the best checkpoint by.
-        run_folder: gets ``config.yaml``, ``env.json``, ``metrics.jsonl``, ``checkpoints/``; and ``init_from.json``,
-            which tells what it started from, and which of its weights were not there.
+        run_folder: gets ``config.yaml``, ``env.json``, ``metrics.jsonl``, ``checkpoints/``, and, at the end,
+            ``result.json``, which is the result; and ``init_from.json``, which tells what it started from, and which of
+            its weights were not there.
         init_from: the checkpoint that ``config.train.init_from`` names; ``None``: it is the folder of one.
         score: of the validation captions; ``None``: no validation, and the last checkpoint is the best.
         on_event: told of steps and validations.
 
     Raises:
-        ConfigError: an objective lacks something of the fusion or the feature sets.
+        ConfigError: an objective lacks something of the fusion or the feature sets, or a parameter group has none.
         DataError: there is nothing to learn from, or an objective needs validation clips and there are none.
         FingerprintError: the run's checkpoint was trained on other features.
         CheckpointError: what it goes on or starts from is damaged, or does not fit.
@@ -125,9 +127,14 @@ def train(
             f"{', '.join(sources) or 'any feature set'}"
         )
 
+    following = captions_of_next(usable) if "next" in settings.targets else None
+
     # -- devices and seeds ---------------------------------------------------------------------------------------------
-    accelerator = Accelerator(mixed_precision=_precision(settings.precision))
+    # Norms of a modality that no clip of a batch has, say, have no gradient in that step.
+    may_be_unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = Accelerator(mixed_precision=_precision(settings.precision), kwargs_handlers=[may_be_unused])
     is_main = accelerator.is_main_process
+    tell = on_event if is_main else lambda event: None
     random.seed(settings.seed)
     np.random.seed(settings.seed % 2**32)
     torch.manual_seed(settings.seed)
@@ -137,10 +144,10 @@ def train(
     resumed = checkpoint.find(last)
     start = (init_from or Path(settings.init_from)) if settings.init_from and not resumed else None
     started_from = checkpoint.read(start) if start else None
-    words_of = resumed or start
-    tokenizer = Tokenizer.load(words_of) if words_of else _new_tokenizer(config, usable)
+    tokenizer = Tokenizer.load(resumed) if resumed else _new_tokenizer(config, usable, start)
     captioner = checkpoint.build(config, specs, tokenizer.vocabulary_size)
     learner = Learner(captioner, config.objectives, specs)
+    freeze(learner.named(), settings.groups)
     progress, state = _Progress(), None
     if resumed:
         _, trained_on, _ = checkpoint.read(resumed)
@@ -149,6 +156,7 @@ def train(
         state = checkpoint.load_state(resumed)
         learner.objectives.load_state_dict(state.get("objectives", {}))  # older runs have none
         progress = _Progress(**state["progress"])
+        started -= progress.seconds  # as if the former call had not been broken off
     elif start and started_from:
         _, features, name = started_from
         new = checkpoint.start_from(captioner, start)
@@ -159,18 +167,35 @@ def train(
             write_json(run_folder / "init_from.json", values)
     else:
         checkpoint.read_start_values(captioner)
-    optimizer = torch.optim.AdamW(_groups(learner, settings), lr=settings.lr, betas=settings.betas)
+    groups = parameter_groups(learner.named(), settings)
+    optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas)
     model, optimizer = accelerator.prepare(learner, optimizer)
+    trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
+    average = Average(trained, settings.ema) if settings.ema else None
     if state:
         optimizer.load_state_dict(state["optimizer"])
+        for group, ours in zip(optimizer.param_groups, groups, strict=True):
+            group["scale"] = ours["scale"]  # an older run's has none
         if accelerator.scaler:
             accelerator.scaler.load_state_dict(state["scaler"])
+        if average:
+            average.load_state_dict(state["average"])
+    elif accelerator.num_processes > 1:  # alike until here, so that all begin with the same weights
+        torch.manual_seed(settings.seed + accelerator.process_index)
 
     # -- data ----------------------------------------------------------------------------------------------------------
     cache = settings.cache_features == "yes" or (
         settings.cache_features == "auto" and fits_in_memory([*usable, *val_clips], sources)
     )
-    data = ClipDataset(usable, sources, tokenizer=tokenizer, max_tokens=captioner.max_tokens, cache=cache)
+    longest = min(settings.max_caption_tokens or captioner.max_tokens, captioner.max_tokens)
+    data = ClipDataset(
+        usable,
+        sources,
+        tokenizer=tokenizer,
+        max_tokens=longest,
+        cache=cache,
+        following=following,
+    )
     learner.prepare(usable, tokenizer)
     val_share = list(val_clips)[accelerator.process_index :: accelerator.num_processes]
     val_data = ClipDataset(val_share, sources, cache=cache)
@@ -183,7 +208,7 @@ def train(
                 "an objective weighs by what is learned of clips that are not trained on, but of "
                 f"{len(val_clips)} validation clips none has both a caption and a feature"
             )
-        measured["held_out"] = ClipDataset(held_out, sources, tokenizer=tokenizer, max_tokens=captioner.max_tokens)
+        measured["held_out"] = ClipDataset(held_out, sources, tokenizer=tokenizer, max_tokens=longest)
 
     def batches_to_measure(split: Split, most: int) -> Iterator[Batch]:
         """At most so many clips, spread evenly, the same ones every time; this process's share of them."""
@@ -210,16 +235,19 @@ def train(
     if is_main:
         with atomic_write(run_folder / "config.yaml") as aside:
             aside.write_text(write_yaml(config.model_dump(mode="json")), encoding="utf-8")
-        write_json(run_folder / "env.json", _environment(accelerator))
-    log = _Log(run_folder, progress.step, tensorboard=settings.tensorboard) if is_main else None
+        write_json(run_folder / "env.json", environment(accelerator))
+    log = Log(run_folder, progress.step, config) if is_main else None
 
     def save(folder: Path, *, with_state: bool) -> None:
+        random_states = gather_object([_random_state()])  # of every process
         if is_main:
+            progress.seconds = time.monotonic() - started
             whole = {
                 "optimizer": optimizer.state_dict(),
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {},
                 "objectives": learner.objectives.state_dict(),
-                "random": _random_state(),
+                "average": average.state_dict() if average else {},
+                "random": random_states,
                 "progress": {field: getattr(progress, field) for field in progress.__slots__},
             }
             name = f"{run_folder.name}@{progress.step}"
@@ -237,8 +265,9 @@ def train(
 
     # -- the loop ------------------------------------------------------------------------------------------------------
     if state:
-        _set_random_state(state["random"])
+        _set_random_state(_own(state["random"], accelerator))
     model.train()
+    was_finished = progress.finished
     if not state:
         learner.after_epoch(0, batches_to_measure)
     clip_ids: list[str] = []  # of the batches of this step
@@ -248,9 +277,9 @@ def train(
         rest = _shares(batches[progress.batch :], accelerator)
         for batch in loader(data, rest, settings.num_workers, draw=(settings.seed, progress.epoch)):
             waiting += time.monotonic()
-            lr = _learning_rate(progress.step, total_steps, settings)
+            lr = learning_rate(progress.step, settings, steps_per_epoch=steps_per_epoch, total_steps=total_steps)
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group["scale"]
             is_last = progress.batch + 1 == len(batches)
             is_update = is_last or (progress.batch + 1) % settings.accumulate == 0
             # A step is the mean over its batches, of which the last one of an epoch may have fewer.
@@ -259,27 +288,27 @@ def train(
             clip_ids += batch.clip_ids
             # Gradients are summed over the batches of a step, and shared between processes at its end.
             with nullcontext() if is_update else accelerator.no_sync(model):
-                loss, parts = model(batch.to(accelerator.device))
+                loss, parts = model(drop_modalities(batch, settings.modality_dropout, specs).to(accelerator.device))
                 _check_finite("loss", loss, progress.step, batch.clip_ids, parts)
                 accelerator.backward(loss / batches_a_step)
             progress.batch += 1
             if is_update:
-                norm = accelerator.clip_grad_norm_(model.parameters(), settings.clip_norm)
+                norm = accelerator.clip_grad_norm_(trained, settings.clip_norm or math.inf)
                 if not accelerator.scaler:  # else it leaves such a step out, and tries the next one at a smaller scale
                     _check_finite("norm of the gradient", norm, progress.step, clip_ids, parts)
                 optimizer.step()
                 optimizer.zero_grad()
                 learner.after_update()
+                if average:
+                    average.update()
                 clip_ids = []
                 progress.step += 1
                 seen = loss.item()
-                on_event(
-                    {"event": "step", "step": progress.step, "steps": total_steps, "loss": seen, "clips": len(batch)}
-                )
+                tell({"event": "step", "step": progress.step, "steps": total_steps, "loss": seen, "clips": len(batch)})
                 if log and progress.step % settings.log_every == 0:
                     told = {name: value.item() for name, value in parts.items()}
                     numbers = {"lr": lr, "grad_norm": float(norm), "data_seconds": round(waiting, 4)}
-                    log.row(progress, loss=seen, **told, **numbers)
+                    log.row(progress.step, progress.epoch, loss=seen, **told, **numbers)
                     waiting = 0.0
                 if progress.step >= total_steps:
                     break
@@ -293,29 +322,35 @@ def train(
         if not progress.finished:
             learner.after_epoch(progress.epoch, batches_to_measure)
         if progress.finished or progress.epoch % settings.validate_every == 0:
-            value = validate()
-            if value is None or progress.best_score is None or value > progress.best_score:
-                progress.best_score, progress.best_step, progress.validations_without_gain = value, progress.step, 0
-                save(best, with_state=False)
-            else:
-                progress.validations_without_gain += 1
+            with average.in_place() if average else nullcontext():
+                value = validate()
+                if value is None or progress.best_score is None or value > progress.best_score:
+                    progress.best_score, progress.best_step, progress.validations_without_gain = value, progress.step, 0
+                    save(best, with_state=False)
+                else:
+                    progress.validations_without_gain += 1
             out_of_patience = settings.patience is not None and progress.validations_without_gain >= settings.patience
             progress.finished = progress.finished or out_of_patience
             if log and value is not None:
-                log.row(progress, val_score=value)
-            on_event({"event": "validation", "step": progress.step, "epoch": progress.epoch, "score": value})
+                log.row(progress.step, progress.epoch, val_score=value)
+            tell({"event": "validation", "step": progress.step, "epoch": progress.epoch, "score": value})
             save(last, with_state=True)
 
-    if log:
-        log.close()
-    return TrainResult(
+    result = TrainResult(
         step=progress.step,
         best_step=progress.best_step,
         best_score=progress.best_score,
         stopped_early=progress.step < total_steps,
-        parameters=sum(parameter.numel() for parameter in learner.parameters() if parameter.requires_grad),
+        parameters=sum(parameter.numel() for parameter in trained),
+        parameters_total=sum(parameter.numel() for parameter in learner.parameters()),
         seconds=time.monotonic() - started,
+        peak_memory_bytes=max(gather_object([peak_memory_bytes()])),
     )
+    if log:
+        log.close()
+        if not was_finished:
+            write_json(run_folder / "result.json", asdict(result))
+    return result
 
 
 # -- the parts of a step -----------------------------------------------------------------------------------------------
@@ -331,29 +366,6 @@ def _check_finite(what: str, value: Tensor, step: int, clip_ids: Sequence[str], 
         )
 
 
-def _learning_rate(step: int, total_steps: int, settings: TrainConfig) -> float:
-    """Linear warmup, then the schedule from ``lr`` down to ``final_lr``; a function of the step alone."""
-    if step < settings.warmup_steps:
-        return settings.lr * (step + 1) / settings.warmup_steps
-    if settings.schedule == "cosine":
-        share = (step - settings.warmup_steps) / max(1, total_steps - settings.warmup_steps)
-        left = 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-    elif settings.schedule == "hold":
-        left = min(1.0, (1 - step / total_steps) / (1 - HELD_SHARE))
-    else:
-        left = 1.0
-    return settings.final_lr + (settings.lr - settings.final_lr) * left
-
-
-def _groups(learner: Learner, settings: TrainConfig) -> list[dict[str, Any]]:
-    """Matrices with weight decay; biases, norms and other vectors without."""
-    trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-
-
 def _shares(batches: Sequence[Any], accelerator: Accelerator) -> list[Any]:
     """This process's share of each batch; where there are fewer items than processes, the first item again."""
     rank, count = accelerator.process_index, accelerator.num_processes
@@ -367,14 +379,19 @@ def _precision(asked: str) -> str:
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
 
 
-def _new_tokenizer(config: RunConfig, clips: Sequence[Clip]) -> Tokenizer:
-    if config.tokenizer.name != "trained":
-        return Tokenizer.from_hub(config.tokenizer.name)
-    return Tokenizer.trained(
-        (caption for clip in clips for caption in clip.captions),
-        vocabulary_size=config.tokenizer.vocabulary_size,
-        lower_case=config.tokenizer.lower_case,
-    )
+def _new_tokenizer(config: RunConfig, clips: Sequence[Clip], start: Path | None) -> Tokenizer:
+    """Of a new training: that of the checkpoint which it starts from, or as the configuration says."""
+    if start:
+        found = Tokenizer.load(start)
+    elif config.tokenizer.name == "trained":
+        found = Tokenizer.trained(
+            (caption for clip in clips for caption in clip.captions),
+            vocabulary_size=config.tokenizer.vocabulary_size,
+            lower_case=config.tokenizer.lower_case,
+        )
+    else:
+        found = Tokenizer.from_hub(config.tokenizer.name)
+    return found.with_next_begin(config.tokenizer.next_begin) if "next" in config.train.targets else found
 
 
 # -- random numbers ----------------------------------------------------------------------------------------------------
@@ -392,6 +409,18 @@ def _random_state() -> dict[str, Any]:
     }
 
 
+def _own(states: Any, accelerator: Accelerator) -> Mapping[str, Any]:
+    """This process's random state of those of a checkpoint; older ones hold one alone."""
+    found = states if isinstance(states, list) else [states]
+    if len(found) != accelerator.num_processes:
+        raise CheckpointError(
+            f"the run was broken off with {len(found)} processes, here are {accelerator.num_processes}: it cannot go "
+            "on in the same way. Start as many, or train a new run (--name)"
+        )
+    own: Mapping[str, Any] = found[accelerator.process_index]
+    return own
+
+
 def _set_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if len(state["cuda"]) != (torch.cuda.device_count() if torch.cuda.is_available() else 0):
@@ -405,54 +434,3 @@ def _set_random_state(state: Mapping[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss))
     keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, cached))
-
-
-# -- what is written ---------------------------------------------------------------------------------------------------
-
-
-class _Log:
-    """``metrics.jsonl`` and TensorBoard events. Rows after the checkpoint that a run goes on from are taken back."""
-
-    def __init__(self, run_folder: Path, step: int, *, tensorboard: bool) -> None:
-        path = run_folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        # A kill may have cut the last line.
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        with atomic_write(path) as aside:
-            aside.write_text("".join(kept), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8")
-        self._board: Any = None
-        if tensorboard and importlib.util.find_spec("tensorboard"):
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(run_folder / "tensorboard"), purge_step=step + 1)
-
-    def row(self, progress: _Progress, **values: float) -> None:
-        self._file.write(json.dumps({"step": progress.step, "epoch": progress.epoch, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items() if self._board else ():
-            self._board.add_scalar(name, value, progress.step)
-
-    def close(self) -> None:
-        self._file.close()
-        if self._board:
-            self._board.close()
-
-
-def _environment(accelerator: Accelerator) -> dict[str, Any]:
-    """What the numbers of a run may depend on, beside its configuration."""
-    import avpipe
-
-    cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
-    return {
-        "avpipe": avpipe.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "cuda": cuda,
-        "processes": accelerator.num_processes,
-        "mixed_precision": accelerator.mixed_precision,
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-    }

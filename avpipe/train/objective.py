@@ -37,12 +37,19 @@ class CaptionLoss(Protocol):
     """What a caption costs, by the settings of ``objectives.cross_entropy``: others build on the same number."""
 
     def __call__(self, logits: Tensor, batch: Batch, clips: Tensor | None = None) -> Tensor:
-        """The mean over the tokens of the batch, in nats.
+        """The mean over the tokens of the batch, in nats; with captions of next clips, too, of the two means the mean.
 
         Args:
             logits: ``(N, L - 1, V)`` for the targets ``batch.tokens[:, 1:]``.
             batch: with captions.
             clips: ``(B,)``, bool: the mean over the captions of these clips alone, 0 if there are none; ``None``: all.
+        """
+
+    def by_target(self, logits: Tensor, batch: Batch, clips: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The mean over the captions of the clips themselves, and, where such are learned, over those of next clips.
+
+        Returns:
+            ``(K,)``: the means, and whether there is any such caption, bool; a mean over none is 0.
         """
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -20,11 +20,15 @@ PAD, BEGIN, END = "<pad>", "<s>", "</s>"
 
 @dataclass(frozen=True, slots=True)
 class Special:
-    """Ids of the tokens that stand for no text. Padding is never attended to and never a target."""
+    """Ids of the tokens that stand for no text. Padding is never attended to and never a target.
+
+    ``begin_next`` begins the caption of the clip that follows, where that is learned, too.
+    """
 
     pad: int
     begin: int
     end: int
+    begin_next: int | None = None
 
 
 class Tokenizer:
@@ -45,16 +49,32 @@ class Tokenizer:
         """How many tokens there are, the special ones included."""
         return int(self._backend.get_vocab_size(with_added_tokens=True))
 
-    def encode(self, text: str) -> list[int]:
-        """Begin, the text's tokens, end."""
-        return [self.special.begin, *self._backend.encode(text, add_special_tokens=False).ids, self.special.end]
+    def encode(self, text: str, *, of_next: bool = False) -> list[int]:
+        """Begin, the text's tokens, end; ``of_next``: with the other begin."""
+        begin = self.special.begin_next if of_next else self.special.begin
+        if begin is None:
+            raise ValueError("of_next: expected a tokenizer with a begin for it (with_next_begin), got one without")
+        return [begin, *self._backend.encode(text, add_special_tokens=False).ids, self.special.end]
+
+    def with_next_begin(self, token: str) -> Self:
+        """The same words, and a begin for captions of the next clip: a token that is there, or a new one.
+
+        Raises:
+            UsageError: the token stands for something else already.
+        """
+        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        backend.add_special_tokens([token])
+        begin_next = backend.token_to_id(token)
+        if begin_next in (self.special.pad, self.special.begin, self.special.end):
+            raise UsageError(f"tokenizer.next_begin: {token!r} is padding, begin or end of a caption already")
+        return type(self)(backend, replace(self.special, begin_next=begin_next))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, up to the first end; special tokens are left out."""
         ids = list(ids)
         if self.special.end in ids:
             ids = ids[: ids.index(self.special.end)]
-        skipped = {self.special.pad, self.special.begin}
+        skipped = {self.special.pad, self.special.begin, self.special.begin_next}
         return " ".join(str(self._backend.decode([i for i in ids if i not in skipped])).split())
 
     def save(self, folder: Path) -> None:

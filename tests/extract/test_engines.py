@@ -269,8 +269,9 @@ def test_a_node_killed_in_mid_run_and_an_actor_too(
     killed: list[Any] = []
     job = Job(clips, tmp_path / "job", seconds=1.0)  # a node takes its time to die
     job.run(ray_engine(), disturb)
-    # Where the machine is busy, Ray may learn of the node's end when the other worker has done everything.
-    assert len(job.deaths) == 1 + len(killed)
+    # Where the machine is busy, Ray may learn of the node's end when the other worker has done everything; or it may
+    # put the lost worker's successor on the node that it does not know to be gone, and lose that one, too.
+    assert 1 + len(killed) <= len(job.deaths) <= 3
     assert all(reason.startswith("was lost with its node or actor") for reason in job.deaths)
     assert job.digests == unbroken
     wait_until_gone(victims)  # no worker, no decoding process outlives what it belongs to

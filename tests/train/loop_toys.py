@@ -40,7 +40,7 @@ class ToySource:
 
 
 def clips(count: int, split: str = "train") -> list[Clip]:
-    """The i-th clip shows colour i % 3 and sounds i % 2."""
+    """The i-th clip shows colour i % 3 and sounds i % 2; clip i + 1 follows it."""
     return [
         Clip(
             clip_id=f"{split}{'x' * (i % 3)}{i}",
@@ -51,6 +51,7 @@ def clips(count: int, split: str = "train") -> list[Clip]:
                 f"a {COLOURS[i % 3]} thing and a {SOUNDS[i % 2]}",
                 f"a {SOUNDS[i % 2]} from a {COLOURS[i % 3]} thing",
             ),
+            extra={"next_clip": f"{split}{'x' * ((i + 1) % 3)}{i + 1}"},
         )
         for i in range(count)
     ]
@@ -100,8 +101,20 @@ BLENDED = {
 """Objectives with parameters, with a state that moves each batch, with one that moves each epoch, and one that draws
 what it learns from."""
 
+EVERYTHING = {
+    "ema": 0.9,
+    "modality_dropout": {"audio": 0.4, "video": 0.2},
+    "groups": [{"match": r"^decoder.*norm", "frozen": True}, {"match": "^fusion", "lr": 1e-4}],
+    "schedule": "cosine_epochs",
+    "targets": ["current", "next"],
+    "captions_per_clip": "all",
+    "objectives": {"modality_balanced": {"beta": 0.8}},
+}
+"""What the loop can do beside, at once."""
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
+    "everything": EVERYTHING,
     "all": {"fusion": COATTENTION, "objectives": ALL},
     "blended": {"objectives": BLENDED},
 }
@@ -137,8 +150,8 @@ def run(folder: Path, *, stop_at: int = 0, how: str = "raise", **train: Any) -> 
     )
 
 
-def run_two(folder: Path, name: str) -> list[subprocess.CompletedProcess[str]]:
-    """Train the toy in two processes on the CPU, which share every batch."""
+def run_two(folder: Path, name: str, stop_at: int = 0) -> list[subprocess.CompletedProcess[str]]:
+    """Train the toy in two processes on the CPU, which share every batch; kill the first at a step."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -146,7 +159,7 @@ def run_two(folder: Path, name: str) -> list[subprocess.CompletedProcess[str]]:
     common = {"OMP_NUM_THREADS": "1", "PATH": "", "CUDA_VISIBLE_DEVICES": "", **shared}
     begun = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.train.loop_toys", str(folder), "0", name],
+            [sys.executable, "-m", "tests.train.loop_toys", str(folder), str(stop_at), name],
             cwd=Path(__file__).parents[2], env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )

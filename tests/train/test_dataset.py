@@ -13,9 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from avpipe.pipeline.clip import Clip
+from avpipe.pipeline.errors import DataError, UsageError
+from avpipe.pipeline.features import Features
 from avpipe.train import dataset
-from avpipe.train.batch import Batch
-from avpipe.train.dataset import ClipDataset, Items, epoch_items, fits_in_memory, loader
+from avpipe.train.batch import Batch, drop_modalities
+from avpipe.train.dataset import ClipDataset, Items, captions_of_next, epoch_items, fits_in_memory, loader
 from avpipe.train.tokenizer import Tokenizer
 from tests.train.toys import HOP_SECONDS, LENGTHS, SPECS, Source, clips, sources
 
@@ -235,8 +238,9 @@ def test_fits_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 class Counted(ClipDataset):
     """So many captions a clip, and nothing else."""
 
-    def __init__(self, counts: list[int]) -> None:
-        self.captions = [[[0]] * count for count in counts]
+    def __init__(self, counts: list[int], of_next: list[int] | None = None) -> None:
+        self.own = counts
+        self.captions = [[[0]] * (own + of) for own, of in zip(counts, of_next or [0] * len(counts), strict=True)]
 
 
 counts = st.lists(st.integers(1, 5), min_size=1, max_size=30)
@@ -265,6 +269,71 @@ def test_an_epoch_covers_everything_once(
         assert set(chosen) <= set(range(captions[clip]))
 
 
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.integers(0, 4)), min_size=1, max_size=20),
+    st.sampled_from([1, 2, "all", "each"]),
+)
+def test_of_the_next_clip_as_many_are_drawn(counts: list[tuple[int, int]], captions_per_clip: int | str) -> None:
+    own, of_next = [one for one, _ in counts], [other for _, other in counts]
+    batches = epoch_items(Counted(own, of_next), seed=0, epoch=0, batch_size=3, captions_per_clip=captions_per_clip)
+    items = sorted(item for batch in batches for item in batch)
+    if captions_per_clip == "each":
+        assert items == [(clip, (c,)) for clip, both in enumerate(counts) for c in range(sum(both))]
+        return
+    assert [clip for clip, _ in items] == list(range(len(counts)))
+    for clip, chosen in items:
+        most = max(own[clip], of_next[clip]) if captions_per_clip == "all" else int(captions_per_clip)
+        assert sum(c < own[clip] for c in chosen) == min(own[clip], most)
+        assert sum(c >= own[clip] for c in chosen) == min(of_next[clip], most)
+
+
+def followed(count: int = 3) -> list[Clip]:
+    """Clips of one video, each saying its number, each with the next one's name."""
+    return [
+        Clip(
+            clip_id=f"v{i}", dataset="toy", path="x", split="train", captions=(f"number {'abc'[i]}",),
+            extra={"next_clip": f"v{i + 1}"},
+        )
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def test_captions_of_the_next_clip_have_their_own_begin() -> None:
+    """PNC: a clip's rows, and which of them are of the clip that follows; the last clip has none."""
+    words = Tokenizer.trained(["number a b c"], vocabulary_size=300, lower_case=True).with_next_begin("<next>")
+    clips = followed()
+    rows = Features(data=np.zeros((2, SPECS["see"].dim), np.float32), pts_seconds=np.arange(2.0))
+    made = {"see": Source(SPECS["see"], {clip.clip_id: rows for clip in clips})}
+    data = ClipDataset(clips, made, tokenizer=words, following=captions_of_next(clips))
+    batch = data.batch([(0, (0, 1)), (2, (0,))])
+    assert batch.tokens is not None and batch.caption_clip is not None and batch.of_next is not None
+    assert batch.of_next.tolist() == [False, True, False]
+    assert batch.caption_clip.tolist() == [0, 0, 1]
+    assert batch.tokens[:, 0].tolist() == [words.special.begin, words.special.begin_next, words.special.begin]
+    said = [words.decode(row.tolist()) for row in batch.tokens]
+    assert said == ["number a", "number b", "number c"]
+    assert batch.to("cpu").of_next is not None
+    # Where no row is of a next clip, it is said, too: processes must agree on what there is.
+    alone = data.batch([(2, (0,))])
+    assert alone.of_next is not None and not alone.of_next.any()
+
+
+def test_clips_that_nothing_follows_have_no_next_captions() -> None:
+    with pytest.raises(DataError, match="of 1 training clips none is followed by another: 1 name one"):
+        captions_of_next(followed(1))
+
+
+def test_a_begin_that_stands_for_something_else_is_refused() -> None:
+    words = Tokenizer.trained(["a"], vocabulary_size=300, lower_case=True)
+    with pytest.raises(UsageError, match="'</s>' is padding, begin or end of a caption already"):
+        words.with_next_begin("</s>")
+    with pytest.raises(ValueError, match="with_next_begin"):
+        words.encode("a", of_next=True)
+    more = words.with_next_begin("<next>")
+    assert more.vocabulary_size == words.vocabulary_size + 1
+    assert words.special.begin_next is None  # the other one is as it was
+
+
 def test_seed_and_epoch_decide() -> None:
     data = Counted([3] * 40)
     drawn = {
@@ -288,3 +357,44 @@ def test_in_time_every_caption_is_drawn_about_as_often() -> None:
     assert len(drawn) == 20
     assert min(drawn.values()) > 60
     assert max(drawn.values()) < 140
+
+
+# -- modality dropout --------------------------------------------------------------------------------------------------
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.integers(0, 2**31))
+def test_what_modality_dropout_takes_is_as_if_it_had_never_been(video: float, audio: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    before = build().batch([(index, ()) for index in range(len(CAPTIONS))])
+    after = drop_modalities(before, {"video": video, "audio": audio}, SPECS)
+    something = torch.stack(list(before.present.values())).any(dim=0)
+    assert torch.equal(torch.stack(list(after.present.values())).any(dim=0), something)  # one is always left
+    for name in SPECS:
+        there = after.present[name]
+        assert not (there & ~before.present[name]).any()
+        for one, other in ((after.features, before.features), (after.mask, before.mask),
+                           (after.pts_seconds, before.pts_seconds)):  # fmt: skip
+            assert torch.equal(one[name][there], other[name][there])
+            assert not one[name][~there].any()
+
+
+def test_modality_dropout_takes_as_often_as_it_says() -> None:
+    """Both, with 0.5 and 0.2: the 1 in 10 that would lose both keep both."""
+    batch = build().batch([(0, ())] * 4000)
+    assert all(there.all() for there in batch.present.values())
+    torch.manual_seed(0)
+    after = drop_modalities(batch, {"video": 0.5, "audio": 0.2}, SPECS)
+    lost = {name: (~after.present[name]) for name in SPECS}
+    both = 0.0 if any(spec.modality == "text" for spec in SPECS.values()) else 0.5 * 0.2
+    for name, spec in SPECS.items():
+        wanted = {"video": 0.5 - both, "audio": 0.2 - both}.get(spec.modality, 0.0)
+        assert lost[name].float().mean().item() == pytest.approx(wanted, abs=0.03)
+        # all feature sets of a modality go together
+        assert all(torch.equal(lost[name], lost[k]) for k, other in SPECS.items() if other.modality == spec.modality)
+
+
+def test_without_modality_dropout_nothing_is_drawn() -> None:
+    batch = build().batch([(0, ())])
+    state = torch.get_rng_state()
+    assert drop_modalities(batch, {"video": 0.0}, SPECS) is batch
+    assert torch.equal(torch.get_rng_state(), state)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import importlib.util
 import json
 import subprocess
 import sys
-from dataclasses import replace
+import types
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +19,21 @@ import yaml
 from safetensors.torch import load_file
 
 from avpipe.api.training import _differences
-from avpipe.pipeline.errors import CheckpointError, ConfigError, DataError, FingerprintError, TrainingError
+from avpipe.pipeline.clip import Clip
+from avpipe.pipeline.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    FingerprintError,
+    TrainingError,
+    UsageError,
+)
 from avpipe.train import checkpoint
-from avpipe.train.dataset import ClipDataset, epoch_items
+from avpipe.train.captioner import Captioner
+from avpipe.train.dataset import ClipDataset, captions_of_next, epoch_items
 from avpipe.train.generate import caption_clips
-from avpipe.train.loop import _learning_rate, train
+from avpipe.train.loop import train
+from avpipe.train.optimizer import learning_rate
 from avpipe.train.tokenizer import Tokenizer
 from tests.train import loop_toys as toys
 
@@ -59,7 +72,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["all", "blended"])
+@pytest.fixture(scope="module", params=["all", "blended", "everything"])
 def with_objectives(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """Settings with objectives, and an unbroken run of them."""
     torch.set_num_threads(1)
@@ -163,7 +176,9 @@ def plain_training(accumulate: int, label_smoothing: float) -> tuple[list[float]
                 loss = F.cross_entropy(logits, targets, ignore_index=-100, label_smoothing=label_smoothing)
                 (loss / len(group)).backward()
             for settings in optimizer.param_groups:
-                settings["lr"] = _learning_rate(step, 2 * len(groups), config.train)
+                settings["lr"] = learning_rate(
+                    step, config.train, steps_per_epoch=len(groups), total_steps=2 * len(groups)
+                )
                 settings["betas"] = config.train.betas
             losses.append(loss.item())
             norms.append(float(torch.nn.utils.clip_grad_norm_(captioner.parameters(), 1.0)))
@@ -215,6 +230,132 @@ def test_an_older_run_has_the_settings_that_are_asked_for(unbroken: Path, tmp_pa
     assert "fusion: 3 against None" in _differences(tmp_path, toys.config())
 
 
+# -- parameter groups, averages, next clips ----------------------------------------------------------------------------
+
+
+def start_of(folder: Path) -> torch.nn.Module:
+    """The captioner that a run of seed 0 began with."""
+    words = Tokenizer.load(folder / "checkpoints" / "last").vocabulary_size
+    torch.manual_seed(0)
+    return checkpoint.build(toys.config(), {k: s.spec for k, s in toys.sources(toys.clips(1)).items()}, words)
+
+
+def test_frozen_parameters_stay_and_are_in_the_checkpoint(tmp_path: Path) -> None:
+    """They have no file of their own: a captioner that is loaded must find them."""
+    toys.run(tmp_path, epochs=1, groups=[{"match": "^fusion", "frozen": True}])
+    toys.run(tmp_path / "free", epochs=1)
+    start = start_of(tmp_path)
+    frozen, free = weights(tmp_path, "last"), weights(tmp_path / "free", "last")
+    fusion = [name for name in frozen if name.startswith("fusion.")]
+    assert fusion and all(torch.equal(frozen[name], start.state_dict()[name]) for name in fusion)
+    assert not any(torch.equal(free[name], frozen[name]) for name in frozen if name.startswith("decoder.layers"))
+    loaded = checkpoint.load(tmp_path / "checkpoints" / "best").captioner
+    assert all(torch.equal(value, frozen[name]) for name, value in loaded.state_dict().items())
+
+
+def test_the_result_counts_what_is_trained_and_what_is_not(tmp_path: Path) -> None:
+    free = toys.run(tmp_path / "free", epochs=1)
+    part = toys.run(tmp_path / "part", epochs=1, groups=[{"match": "^fusion", "frozen": True}])
+    assert free.parameters == free.parameters_total == part.parameters_total
+    assert 0 < part.parameters < part.parameters_total
+    assert part.peak_memory_bytes > 100e6  # torch alone is more
+    assert json.loads((tmp_path / "part" / "result.json").read_text()) == asdict(part)
+
+
+def test_a_group_of_its_own_learning_rate_moves_less(tmp_path: Path) -> None:
+    """AdamW's first step is the learning rate, whatever the gradient."""
+    toys.run(
+        tmp_path, epochs=1, max_steps=1, warmup_steps=0, weight_decay=0.0, groups=[{"match": "^fusion", "lr": 1e-5}]
+    )
+    start = start_of(tmp_path)
+    moved = {name: (value - start.state_dict()[name]).abs().max() for name, value in weights(tmp_path, "last").items()}
+    for name, distance in moved.items():
+        assert distance <= (1.01e-5 if name.startswith("fusion") else 1.01e-3)
+    assert max(distance for name, distance in moved.items() if name.startswith("decoder")) > 5e-4
+
+
+def test_the_best_checkpoint_is_the_average(tmp_path: Path) -> None:
+    toys.run(tmp_path, ema=0.9)
+    state = checkpoint.load_state(tmp_path / "checkpoints" / "last")["average"]
+    raw, best = weights(tmp_path, "last"), weights(tmp_path, "best")
+    assert any(not torch.equal(raw[name], best[name]) for name in raw)
+    if json.loads((tmp_path / "result.json").read_text())["best_step"] == 12:
+        assert sorted(v.sum().item() for v in state["values"]) == sorted(v.sum().item() for v in best.values())
+    toys.run(tmp_path / "without")
+    assert rows(tmp_path)[-2]["loss"] == rows(tmp_path / "without")[-2]["loss"]  # training itself is the same
+
+
+def answers(count: int) -> tuple[list[Clip], dict[str, toys.ToySource]]:
+    """Clips that show a colour and are followed by one that sounds, which can be heard coming."""
+    found, seen, heard = [], {}, {}
+    for i in range(count):
+        said = {f"shows{i}": f"a {toys.COLOURS[i % 3]} thing", f"sounds{i}": f"now a {toys.SOUNDS[i % 2]}"}
+        for (clip_id, caption), colour in zip(said.items(), (i % 3, 3), strict=True):
+            follows = {"next_clip": f"sounds{i}"} if colour < 3 else {}
+            options = {"dataset": "toy", "path": "x", "split": "train", "captions": (caption,), "extra": follows}
+            found.append(Clip(clip_id=clip_id, **options))
+            seen[clip_id], heard[clip_id] = colour, i % 2
+    return found, {"eyes": toys.ToySource("eyes", "video", seen), "ears": toys.ToySource("ears", "audio", heard)}
+
+
+def test_what_comes_next_is_learned_with_a_begin_of_its_own(tmp_path: Path) -> None:
+    """PCC and PNC (2306.12559)."""
+    clips, sources = answers(12)
+    settings = toys.config(epochs=50, lr=0.01, targets=["current", "next"])
+    train(settings, sources=sources, train_clips=clips, val_clips=[], run_folder=tmp_path)
+    loaded = checkpoint.load(tmp_path / "checkpoints" / "best")
+    data = ClipDataset(clips, sources, tokenizer=loaded.tokenizer, following=captions_of_next(clips))
+    batch = data.batch([(0, (0, 1)), (2, (0, 1)), (4, (0, 1))])  # three clips that show something
+    assert batch.tokens is not None and batch.token_mask is not None
+    said = loaded.captioner(batch).argmax(-1)
+    assert torch.equal(said[batch.token_mask[:, 1:]], batch.tokens[:, 1:][batch.token_mask[:, 1:]])
+    # It is the begin that decides, and what is generated is of the clip itself.
+    captions = caption_clips(loaded, [clips[0], clips[2], clips[1]], sources)
+    assert [caption.text for caption in captions] == ["a red thing", "a blue thing", "now a beep"]
+
+
+def test_long_captions_are_cut_and_keep_their_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    teach = Captioner.teach
+    monkeypatch.setattr(Captioner, "teach", lambda self, batch: seen.append(batch.tokens) or teach(self, batch))
+    toys.run(tmp_path, epochs=1, max_caption_tokens=5)
+    end = Tokenizer.load(tmp_path / "checkpoints" / "last").special.end
+    assert seen and all(tokens.shape[1] == 5 and (tokens[:, -1] == end).all() for tokens in seen)
+
+
+def test_weights_and_biases_get_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    class Run:
+        def log(self, values: dict[str, float], step: int) -> None:
+            calls.append((step, values))
+
+        def finish(self) -> None:
+            calls.append("finished")
+
+    def init(**options: Any) -> Run:
+        calls.append(options)
+        return Run()
+
+    module = types.ModuleType("wandb")
+    module.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    module.init = init  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    toys.run(tmp_path, epochs=1, wandb="captions")
+    assert calls[0]["project"] == "captions"
+    assert calls[0]["config"]["train"]["epochs"] == 1
+    written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [{"step": step, **values} for step, values in calls[1:-1]] == written
+    assert calls[-1] == "finished"
+
+
+def test_weights_and_biases_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else find(name, *rest))
+    with pytest.raises(UsageError, match="Weights & Biases is not installed"):
+        toys.run(tmp_path, epochs=1, wandb="captions")
+
+
 # -- objectives --------------------------------------------------------------------------------------------------------
 
 
@@ -256,7 +397,7 @@ def test_without_the_state_of_its_objectives_a_run_would_not_take_the_same_steps
     assert rows(tmp_path) != rows(unbroken)
 
 
-@pytest.mark.parametrize("name", ["all", "blended"])
+@pytest.mark.parametrize("name", ["all", "blended", "everything"])
 def test_two_processes_hold_the_same(tmp_path: Path, name: str) -> None:
     """Gradients are shared, also those of objectives, and weights are made of the means over both."""
     both = toys.run_two(tmp_path, name)
@@ -269,6 +410,22 @@ def test_two_processes_hold_the_same(tmp_path: Path, name: str) -> None:
     assert [row["step"] for row in rows(tmp_path) if "loss" in row] == list(range(1, 9))  # two batches of 16 an epoch
 
 
+def test_two_processes_go_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    """Each has its own random numbers, and gets them back; another number of processes cannot go on."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for process in toys.run_two(whole, "everything"):
+        assert process.returncode == 0, process.stderr
+    first, _ = toys.run_two(broken, "everything", stop_at=5)
+    assert first.returncode == -9
+    with pytest.raises(CheckpointError, match="broken off with 2 processes, here are 1"):
+        toys.run(broken, save_every=2, **toys.SETTINGS["everything"])
+    for process in toys.run_two(broken, "everything"):
+        assert process.returncode == 0, process.stderr
+    assert_same(broken, whole)
+    states = checkpoint.load_state(whole / "checkpoints" / "last")["random"]
+    assert not torch.equal(states[0]["torch"], states[1]["torch"])
+
+
 def test_metrics_hold_every_loss_and_weight(with_objectives: tuple[str, Path]) -> None:
     name, unbroken = with_objectives
     found = [row for row in rows(unbroken) if "loss" in row]
@@ -277,20 +434,22 @@ def test_metrics_hold_every_loss_and_weight(with_objectives: tuple[str, Path]) -
             parts = row["cross_entropy"] + 0.5 * row["contrastive"]
             kinds, balanced = ("audio", "video"), "modality_balanced"
             assert 0.01 <= row["contrastive.temperature"] <= 1
+        elif name == "everything":
+            parts, kinds, balanced = row["cross_entropy"], ("audio", "video"), "modality_balanced"
         else:
             parts, kinds, balanced = 0.5 * row["scst"], ("joint", "audio", "video"), "g_blend"
             assert "cross_entropy" not in row
         assert sum(row[f"{balanced}.w_{kind}"] for kind in kinds) == pytest.approx(1, abs=1e-6)
         parts += sum(row[f"{balanced}.w_{kind}"] * row[f"{balanced}.{kind}"] for kind in kinds)
         assert row["loss"] == pytest.approx(parts, rel=1e-5)
-    key = "modality_balanced.w_audio" if name == "all" else "g_blend.w_joint"
+    key = "g_blend.w_joint" if name == "blended" else "modality_balanced.w_audio"
     seen = [row[key] for row in found]
     # MBP's weights move with every batch, those of G-Blend with every epoch of three.
     assert len(set(seen)) > (3 if name == "blended" else 11) - 1
     if name == "blended":
         assert all(len(set(seen[start : start + 3])) == 1 for start in (0, 3, 6, 9))
         assert seen[0] == pytest.approx(1 / 3)
-    else:
+    if name == "all":
         temperatures = [row["contrastive.temperature"] for row in found]
         assert temperatures[0] == pytest.approx(0.5)
         assert len(set(temperatures)) == 12
@@ -505,5 +664,5 @@ def test_a_checkpoint_that_was_killed_while_it_took_its_name_is_found(tmp_path: 
 )
 def test_the_learning_rate_is_a_function_of_the_step(schedule: Any, expected: list[float]) -> None:
     settings = toys.config(lr=1.0, warmup_steps=2, schedule=schedule).train
-    found = [_learning_rate(step, 10, settings) for step in (0, 2, 6, 9)]
+    found = [learning_rate(step, settings, steps_per_epoch=5, total_steps=10) for step in (0, 2, 6, 9)]
     assert found == pytest.approx(expected, abs=1e-6)

@@ -354,7 +354,8 @@ def test_mbp_weights_are_those_of_the_series(case: Any, monkeypatch: pytest.Monk
             modality_balanced,
             "losses_alone",
             lambda *_, alone=alone, joint=joint, clips=clips: {
-                kind: Alone(loss=loss, joint=joint, clips=clips) for kind, loss in alone.items()
+                kind: Alone(loss=loss, by_target=loss.detach()[None], joint=joint[None], clips=clips)
+                for kind, loss in alone.items()
             },
         )
         found = objective(None)

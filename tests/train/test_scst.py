@@ -8,6 +8,7 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -447,6 +448,10 @@ def test_all_captions_of_a_clip_are_its_references_however_few_are_decoded() -> 
     last = clips.tokens[-1, 1 : clips.token_mask[-1].sum()].tolist()
     assert texts[-1] == [words(word_tokenizer(VOCABULARY).decode(last))]
     assert abs(sampled(clips)[0] - learns(clips)[0]) > 1e-4
+    # Those of the clip that follows are none of its own.
+    of_next = torch.tensor([False, True, False, False, False, False])
+    texts = only_objective(sampled)._sampled(sampled._step(replace(clips, of_next=of_next)))
+    assert [len(several) for several in texts] == [1, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize(

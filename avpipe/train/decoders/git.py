@@ -38,7 +38,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from avpipe.pipeline.config import Config as BaseConfig
-from avpipe.pipeline.errors import CheckpointError
+from avpipe.pipeline.errors import CheckpointError, UsageError
+from avpipe.train import start_values
 from avpipe.train.batch import Fused
 from avpipe.train.layers import attend, initialise, key_bias, split_heads
 
@@ -66,6 +67,9 @@ class Config(BaseConfig):
     ``width``, or always. The fusion ``av_tokens`` has one of its own."""
     initializer_std: float | None = Field(0.02, gt=0)
     """Standard deviation of matrices at the start; none = Glorot's, for small widths."""
+    initialise_from: str = ""
+    """GIT's file (``model_git_base.pt``), a folder or repository (``microsoft/git-base``), or AVCap's file; empty: new.
+    The tokenizer must be BERT's (``google-bert/bert-base-uncased``). Of GIT-large's file the projection is left out."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Config:
@@ -112,6 +116,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: Config, *, fused_width: int, vocabulary_size: int) -> None:
         super().__init__()
+        self.initialise_from = config.initialise_from
         self.max_tokens = config.positions
         width = config.width
         projects = config.projection == "always" or fused_width != width
@@ -125,6 +130,33 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.layers))
         self.out_bias = nn.Parameter(torch.zeros(vocabulary_size))
         initialise(self, config.initializer_std)
+
+    def read_start_values(self) -> None:
+        """Read the public weights that the configuration names.
+
+        Raises:
+            MissingWeightsError: they are neither here nor to be had.
+            CheckpointError: they are not complete, or do not fit.
+            UsageError: they have other words than the tokenizer.
+        """
+        if not self.initialise_from:
+            return
+        held = start_values.read(self.initialise_from, component="decoder git", option="initialise_from")
+        given = from_official(held.tensors, projection=not isinstance(self.projection, nn.Identity))
+        there, asked = len(given["tokens.weight"]), len(self.tokens.weight)
+        if there != asked:
+            raise UsageError(
+                f"decoder.initialise_from={self.initialise_from} has {there} words, the tokenizer has {asked}: its "
+                "numbers mean others. Try tokenizer.name=google-bert/bert-base-uncased"
+            )
+        wide = given.get("projection.0.weight")
+        if wide is not None and wide.shape != self.projection[0].weight.shape:  # type: ignore[index]
+            given = {name: tensor for name, tensor in given.items() if not name.startswith("projection.")}
+        has_projection = "projection.0.weight" in given
+        left_over = [name for name in held.tensors if _OTHER_PARTS.fullmatch(name)]
+        start_values.fill(
+            self, given, held, may_be_new="" if has_projection else r"projection\..+", left_over=left_over
+        )
 
     def forward(self, fused: Fused, tokens: Tensor, token_mask: Tensor) -> Tensor:
         """Logits of the token after each position.

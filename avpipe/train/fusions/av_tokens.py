@@ -41,6 +41,7 @@ from avpipe.pipeline.config import Config as BaseConfig
 from avpipe.pipeline.errors import CheckpointError
 from avpipe.pipeline.features import FeatureSpec, Modality
 from avpipe.pipeline.networks.cav_mae import NORMS, JointLayers
+from avpipe.train import start_values
 from avpipe.train.batch import AttentionMap, Batch, Fused
 from avpipe.train.layers import initialise, key_bias, time_code
 
@@ -67,6 +68,12 @@ class Config(BaseConfig):
     """Whether a row is told its time in seconds. CAV-MAE's rows hold their place already."""
     modality_embedding: bool = False
     """Whether a row is told its feature set. CAV-MAE's rows hold their modality."""
+    initialise_from: str = ""
+    """CAV-MAE's file, for the joint layers (``cav-mae-scale++.pth``), or AVCap's, for the projection, too; empty: new.
+    What neither has stays new: Linears before the layers, ``modality_embedding``."""
+    initialise_projection_from: str = ""
+    """GIT's file (``model_git_base.pt``), folder or repository (``microsoft/git-base``), for the projection; empty:
+    that of ``initialise_from`` if it has one, else new, with which AVCap's authors begin, by a mistake in a name."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Config:
@@ -85,6 +92,7 @@ class Fusion(nn.Module):
 
     def __init__(self, config: Config, specs: Mapping[str, FeatureSpec]) -> None:
         super().__init__()
+        self.config = config
         self.width = config.out_width
         self.inner_width = config.width
         self.alone = config.alone
@@ -125,6 +133,32 @@ class Fusion(nn.Module):
         )
         return Fused.end_to_end(batch, self.names, self.projection(data), attention)
 
+    def read_start_values(self) -> None:
+        """Read the public weights that the configuration names; the rest keeps its start values.
+
+        Raises:
+            MissingWeightsError: they are neither here nor to be had.
+            CheckpointError: they are not complete, or do not fit.
+        """
+        given: dict[str, Tensor] = {}
+        held = None
+        for option in ("initialise_from", "initialise_projection_from"):
+            place = getattr(self.config, option)
+            if not place:
+                continue
+            held = start_values.read(place, component="fusion av_tokens", option=option)
+            joint, projection = _joint(held.tensors), _projection(held.tensors)
+            if option == "initialise_from":
+                given |= _there(joint, "joint layers (blocks_u.*)", "of CAV-MAE or AVCap", held.tensors)
+                if not self.config.initialise_projection_from:
+                    given |= projection
+            else:
+                given |= _there(projection, "projection (visual_projection.*)", "of GIT or AVCap", held.tensors)
+        if held:
+            new = r"(inputs\..+|modality\..+" + (r"|joint\..+" if not self.config.initialise_from else "")
+            has_projection = any(name.startswith("projection.") for name in given)
+            start_values.fill(self, given, held, may_be_new=new + ("" if has_projection else r"|projection\..+") + ")")
+
     def _norms(self, batch: Batch) -> Tensor:
         """Which norms each clip goes through: ``(B,)``, an index into :data:`NORMS`."""
         there = dict.fromkeys(ORDER, torch.zeros_like(batch.present[self.names[0]]))  # (B,), each
@@ -158,20 +192,30 @@ def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: there are no joint layers or no projection, or two projections.
     """
-    joint, projection = {}, {}
+    joint = _there(_joint(state), "joint layers (blocks_u.*)", "of CAV-MAE or AVCap", state)
+    projection = _projection(state)
+    return joint | _there(projection, "projection (av_projection.* or visual_projection.*)", "of AVCap or GIT", state)
+
+
+def _joint(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The joint layers and final norms of a file, under this module's names."""
+    matches = {name: _JOINT.fullmatch(name) for name in state}
+    return {f"joint.{found[1]}": state[name] for name, found in matches.items() if found}
+
+
+def _projection(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The projection of a file, under this module's names."""
+    projection: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        if found := _JOINT.fullmatch(name):
-            joint[f"joint.{found[1]}"] = tensor
-        elif found := _PROJECTION.fullmatch(name):
-            ours = f"projection.{found[1]}"
-            if ours in projection:
+        if found := _PROJECTION.fullmatch(name):
+            if f"projection.{found[1]}" in projection:
                 raise CheckpointError(f"expected one projection, got two; the second: {name}. Leave one of them out")
-            projection[ours] = tensor
-    for part, kind, where in (
-        (joint, "joint layers (blocks_u.*)", "of CAV-MAE or AVCap"),
-        (projection, "projection (av_projection.* or visual_projection.*)", "of AVCap or GIT"),
-    ):
-        if not part:
-            some = ", ".join(list(state)[:5])
-            raise CheckpointError(f"expected {kind}, got {some or 'nothing'} ...; give the tensors of a file {where}")
-    return {**joint, **projection}
+            projection[f"projection.{found[1]}"] = tensor
+    return projection
+
+
+def _there(part: dict[str, Tensor], kind: str, where: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if not part:
+        some = ", ".join(list(state)[:5])
+        raise CheckpointError(f"expected {kind}, got {some or 'nothing'} ...; give the tensors of a file {where}")
+    return part

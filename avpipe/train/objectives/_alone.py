@@ -12,6 +12,7 @@ from avpipe.pipeline.errors import ConfigError
 from avpipe.pipeline.features import FeatureSpec
 from avpipe.train.batch import Batch
 from avpipe.train.objective import Step
+from avpipe.train.objectives.cross_entropy import mean_of
 
 Modalities = dict[str, tuple[str, ...]]
 """The feature sets of each modality, by name."""
@@ -59,11 +60,14 @@ class Alone:
 
     Attributes:
         loss: of the captions of the clips that have the modality, by it alone; with its graph; 0 where no clip has it.
-        joint: of the same captions, by everything; without graph.
+        by_target: ``(K,)``: the same for each kind of target, without graph; see
+            :class:`avpipe.train.objective.CaptionLoss`.
+        joint: ``(K,)``: of the same captions, by everything; without graph.
         clips: ``(B,)``, bool: which clips have it.
     """
 
     loss: Tensor
+    by_target: Tensor
     joint: Tensor
     clips: Tensor
 
@@ -74,9 +78,7 @@ def losses_alone(step: Step, modalities: Modalities) -> dict[str, Alone]:
     for kind, names in modalities.items():
         clips = torch.stack([step.batch.present[name] for name in names]).any(dim=0)
         _, logits = step.captioner.teach(only(step.batch, names))
-        found[kind] = Alone(
-            loss=step.caption_loss(logits, step.batch, clips),
-            joint=step.caption_loss(step.logits.detach(), step.batch, clips),
-            clips=clips,
-        )
+        means, there = step.caption_loss.by_target(logits, step.batch, clips)
+        joint, _ = step.caption_loss.by_target(step.logits.detach(), step.batch, clips)
+        found[kind] = Alone(loss=mean_of(means, there), by_target=means.detach(), joint=joint, clips=clips)
     return found

@@ -10,6 +10,9 @@ With p the probabilities of the V tokens, t the right one and e the smoothing, i
 e, and its gradient that of the cross-entropy with the same q. Without smoothing both are the cross-entropy. This module
 gives the authors' numbers (tests/train/test_objectives.py).
 
+Where a clip is also to say what is said in the next one (``train.targets``), the loss is the mean of two such means:
+over the captions of the clips themselves, and over those of next clips.
+
 Deviation: the authors also leave out every target that is token 0, which is their padding; here the mask tells padding.
 """
 
@@ -49,15 +52,30 @@ class CaptionLoss:
 
     def __call__(self, logits: Tensor, batch: Batch, clips: Tensor | None = None) -> Tensor:
         """The mean over the tokens of the batch, or of the captions of some clips; of none, 0."""
-        targets = _targets(batch, clips)
+        return mean_of(*self.by_target(logits, batch, clips))
+
+    def by_target(self, logits: Tensor, batch: Batch, clips: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``(K,)``: the same for the captions of the clips themselves and, where such are learned, of next clips."""
         # In float32 at least; flattened to (N * (L - 1), V).
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
+        kinds = [None] if batch.of_next is None else [~batch.of_next, batch.of_next]
+        targets = [_targets(batch, clips, rows) for rows in kinds]
+        is_whole = clips is None and batch.of_next is None
+        means = torch.stack([self._mean(logits, ids, is_whole) for ids in targets])
+        return means, torch.stack([(ids != IGNORED).any() for ids in targets])
+
+    def _mean(self, logits: Tensor, targets: Tensor, is_whole: bool) -> Tensor:
         if self.form == "kl":
             return smoothed_kl(logits, targets, self.smoothing)
-        if clips is None:
+        if is_whole:
             return F.cross_entropy(logits, targets, ignore_index=IGNORED, label_smoothing=self.smoothing)
         total = F.cross_entropy(logits, targets, ignore_index=IGNORED, label_smoothing=self.smoothing, reduction="sum")
         return total / (targets != IGNORED).sum().clamp(min=1)
+
+
+def mean_of(means: Tensor, there: Tensor) -> Tensor:
+    """The mean of those that are there; 0 if none is. For what :meth:`CaptionLoss.by_target` gives."""
+    return means.sum() / there.sum().clamp(min=1)
 
 
 def smoothed_kl(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
@@ -97,11 +115,13 @@ class Objective(BaseObjective):
         return Losses(losses={"cross_entropy": step.caption_loss(step.logits, step.batch)})
 
 
-def _targets(batch: Batch, clips: Tensor | None) -> Tensor:
-    """``(N * (L - 1),)``: every caption's tokens but the first."""
+def _targets(batch: Batch, clips: Tensor | None, rows: Tensor | None = None) -> Tensor:
+    """``(N * (L - 1),)``: every caption's tokens but the first; of some clips, and of some captions ``(N,)``, bool."""
     if batch.tokens is None or batch.token_mask is None or batch.caption_clip is None:
         raise ValueError("batch: expected captions, got none")
     real = batch.token_mask[:, 1:]
     if clips is not None:
         real = real & clips[batch.caption_clip][:, None]
+    if rows is not None:
+        real = real & rows[:, None]
     return batch.tokens[:, 1:].masked_fill(~real, IGNORED).flatten()

@@ -15,6 +15,7 @@ What the paper leaves open, and what is done here:
 - alpha, beta and w(0): 10, 0.99, and the same for each modality, so that they sum to 1. Whether weights are those of
   before the step or after it: after.
 - A step is a batch: with ``train.accumulate`` above 1 there are several between two updates.
+- Where next clips' captions are learned, too, L and L_m are means over both targets, and G_m is the sum of both gaps.
 - L_m is over the clips that have m, and G_m compares with L of the same clips; the authors' clips have both. Where no
   clip of a batch has m, no weight changes.
 - Several processes: L and L_m in G_m are means over all of them, so that their weights are the same.
@@ -49,12 +50,12 @@ def rebalance(weights: Tensor, alone: Tensor, joint: Tensor, *, alpha: float, be
 
     Args:
         weights: ``(M,)``: w(t - 1).
-        alone: ``(M,)``: L_m.
-        joint: ``(M,)``, or of one element: L.
+        alone: ``(M, K)``: L_m of K targets.
+        joint: ``(M, K)``, or ``(1, 1)``: L.
         alpha: see :class:`Config`.
         beta: see :class:`Config`.
     """
-    target = (alpha * (alone - joint) ** 2).softmax(dim=0)
+    target = (alpha * ((alone - joint) ** 2).sum(dim=1)).softmax(dim=0)
     return beta * weights + (1 - beta) * target
 
 
@@ -78,8 +79,8 @@ class Objective(BaseObjective):
         found = losses_alone(step, self.modalities)
         if self.training:
             self._move(
-                torch.stack([m.loss.detach() for m in found.values()]),
-                torch.stack([m.joint.detach() for m in found.values()]),
+                torch.stack([m.by_target for m in found.values()]),
+                torch.stack([m.joint for m in found.values()]),
                 torch.stack([m.clips.any() for m in found.values()]),
             )
         # A copy: the next batch moves the weights, and this one's graph may still be waiting.
@@ -90,9 +91,9 @@ class Objective(BaseObjective):
         )
 
     def _move(self, alone: Tensor, joint: Tensor, there: Tensor) -> None:
-        """``(M,)`` each; ``there``: whether a clip of this process has the modality."""
-        here = there.to(self.weights.dtype)
-        sums = sum_over_processes(torch.stack([alone.to(here) * here, joint.to(here) * here, here]))
+        """``(M, K)``, ``(M, K)``, ``(M,)``; ``there``: whether a clip of this process has the modality."""
+        here = there.to(self.weights.dtype)[:, None]
+        sums = sum_over_processes(torch.stack([alone.to(here) * here, joint.to(here) * here, here.expand_as(alone)]))
         counts = sums[2].clamp(min=1)
         moved = rebalance(self.weights, sums[0] / counts, sums[1] / counts, alpha=self.alpha, beta=self.beta)
         # Chosen on the device: it need not be asked whether a modality is missing.

@@ -28,6 +28,7 @@ What is left open, and what is done here:
 - n counts the tokens and the end. The authors count those with ln p < 0, so that a certain one is left out.
 - The probabilities of S are over all tokens, also those that a search never takes (padding).
 - In several processes, the batch is that of the process.
+- A clip is rewarded by its own captions alone, also where ``train.targets`` has those of the next one.
 """
 
 from __future__ import annotations
@@ -365,10 +366,12 @@ class Objective(BaseObjective):
         assert step.batch.tokens is not None
         assert step.batch.token_mask is not None
         assert step.batch.caption_clip is not None
-        found: list[list[str]] = [[] for _ in step.batch.clip_ids]
         tokens, lengths = step.batch.tokens.tolist(), step.batch.token_mask.sum(dim=1).tolist()
-        for ids, length, clip in zip(tokens, lengths, step.batch.caption_clip.tolist(), strict=True):
-            found[clip].append(self._reference(self._tokenizer.decode(ids[1:length])))
+        of_next = [False] * len(tokens) if step.batch.of_next is None else step.batch.of_next.tolist()
+        found: list[list[str]] = [[] for _ in step.batch.clip_ids]
+        for ids, length, clip, is_next in zip(tokens, lengths, step.batch.caption_clip.tolist(), of_next, strict=True):
+            if not is_next:
+                found[clip].append(self._reference(self._tokenizer.decode(ids[1:length])))
         return found
 
     def _count_references(self, clip_id: str) -> References:

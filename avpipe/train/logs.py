@@ -1,0 +1,112 @@
+"""What a training writes about itself: rows of numbers, and what they may depend on."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from avpipe.pipeline.errors import UsageError
+from avpipe.pipeline.files import atomic_write
+from avpipe.train.config import RunConfig
+
+
+class Log:
+    """``metrics.jsonl``, TensorBoard events, and a run of Weights & Biases. Rows after the checkpoint that a training
+    goes on from are taken back (by Weights & Biases: a row of a step that it has already is left out).
+
+    Args:
+        run_folder: gets the file and the events.
+        step: of the checkpoint, or 0.
+        config: of the run; says what is written beside the file.
+
+    Raises:
+        UsageError: Weights & Biases is asked for and not installed.
+    """
+
+    def __init__(self, run_folder: Path, step: int, config: RunConfig) -> None:
+        path = run_folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        # A kill may have cut the last line.
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        with atomic_write(path) as aside:
+            aside.write_text("".join(kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+        self._board: Any = None
+        if config.train.tensorboard and importlib.util.find_spec("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(run_folder / "tensorboard"), purge_step=step + 1)
+        self._wandb = _wandb_run(config, run_folder) if config.train.wandb else None
+
+    def row(self, step: int, epoch: int, **values: float) -> None:
+        """Write numbers down."""
+        self._file.write(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items() if self._board else ():
+            self._board.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log({"epoch": epoch, **values}, step=step)
+
+    def close(self) -> None:
+        """Finish what is written."""
+        self._file.close()
+        if self._board:
+            self._board.close()
+        if self._wandb:
+            self._wandb.finish()
+
+
+def _wandb_run(config: RunConfig, run_folder: Path) -> Any:
+    """The run of that name in the project; a training that goes on, goes on with it."""
+    if not importlib.util.find_spec("wandb"):
+        raise UsageError(
+            f"train.wandb={config.train.wandb}: Weights & Biases is not installed. Try: pip install wandb, or leave it "
+            "out: metrics.jsonl and TensorBoard hold the same numbers"
+        )
+    import wandb
+
+    return wandb.init(
+        project=config.train.wandb,
+        name=run_folder.name,
+        id=run_folder.name,
+        resume="allow",
+        dir=str(run_folder),
+        config=config.model_dump(mode="json"),
+    )
+
+
+def peak_memory_bytes() -> int:
+    """The most that this process has held so far: of a GPU's memory what torch took, else of the machine's."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return held if sys.platform == "darwin" else held * 1024  # elsewhere it is told in KiB
+
+
+def environment(accelerator: Accelerator) -> dict[str, Any]:
+    """What the numbers of a run may depend on, beside its configuration."""
+    import avpipe
+
+    cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
+    return {
+        "avpipe": avpipe.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "cuda": cuda,
+        "processes": accelerator.num_processes,
+        "mixed_precision": accelerator.mixed_precision,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+    }
