@@ -27,7 +27,7 @@ from avpipe.train.objectives import REGISTRY, cross_entropy, g_blend, modality_b
 from avpipe.train.objectives._alone import Alone, only
 from avpipe.train.objectives.contrastive import info_nce
 from tests.train import toys
-from tests.train.toys import LENGTHS, SPECS, alive, batch, small_config, word_tokenizer
+from tests.train.toys import LENGTHS, SPECS, alive, batch, small_config
 
 NAMES = REGISTRY.names()
 STORED = json.loads(gzip.decompress((Path(__file__).parents[1] / "data" / "objectives.json.gz").read_bytes()))
@@ -67,14 +67,14 @@ def learner(name: str, specs: Any = SPECS, fusion: Any = None, **config: Any) ->
     if name != "cross_entropy":
         settings = {"cross_entropy": {"weight": 0.0}, **settings}
     whole = Learner(captioner(specs, **(fusion or {})), settings, specs)
-    whole.prepare(training_clips(), word_tokenizer(VOCABULARY))
+    whole.prepare(training_clips(), toys.tokenizer(VOCABULARY))
     return whole
 
 
 def training_clips() -> list[Clip]:
     """Clips of the toy batch, with two captions each of words that the toy captioner says, again and again."""
     ids = [[21] * (row % 2) + [3] * (4 + row % 5) + [5] * (row % 7) + [22] * (row % 3) for row in range(10)]
-    texts = [word_tokenizer(VOCABULARY).decode(row) for row in ids]
+    texts = [toys.tokenizer(VOCABULARY).decode(row) for row in ids]
     return toys.clips([texts[row : row + 2] for row in range(0, 10, 2)])
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from avpipe.pipeline.clip import Clip
 from avpipe.pipeline.features import Features, FeatureSpec
 from avpipe.train.batch import Batch, Fused
-from avpipe.train.tokenizer import BEGIN, END, PAD, Special, Tokenizer
+from avpipe.train.tokenizer import Special, Tokenizer
 
 SPECS = {
     "see": FeatureSpec(name="see", encoder="toy", modality="video", dim=6, dtype="float32"),
@@ -108,10 +108,10 @@ def fused(size: int = 3, positions: int = 5, width: int = 12, *, real: Sequence[
     )
 
 
-def word_tokenizer(size: int) -> Tokenizer:
-    """A token a word: padding, begin and end, then words of letters alone: ``worda``, ``wordb`` ..."""
-    names = [PAD, BEGIN, END, *(f"word{chr(97 + number // 26)}{chr(97 + number % 26)}" for number in range(size - 3))]
-    backend = tokenizers.Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token=PAD))
+def tokenizer(size: int) -> Tokenizer:
+    """So many words: padding, begin, end, ``w3``, ``w4`` ..."""
+    words = {word: index for index, word in enumerate(["<pad>", "<s>", "</s>", *(f"w{i}" for i in range(3, size))])}
+    backend = tokenizers.Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     return Tokenizer(backend, Special(pad=0, begin=1, end=2))
 
