@@ -100,7 +100,7 @@ class References:
         self._counts = np.zeros((len(captions), len(self._columns)), dtype=np.min_scalar_type(largest))
         for row, counts in enumerate(counted):
             self._counts[row, [self._columns[ngram] for ngram in counts]] = list(counts.values())
-        self._weights = frequencies.weights(self._columns)  # a caption's n-grams
+        self._weights = frequencies.weights(self._columns)
         orders = np.eye(LONGEST)[[len(ngram) - 1 for ngram in self._columns]]
         self._norms = np.sqrt((self._counts * self._weights) ** 2 @ orders)  # (references, n)
         self._bigrams = np.array([_bigrams(caption) for caption in captions])

@@ -58,6 +58,7 @@ OTHERS = {
     "wanna's": ("wanna 's", None),
     "a\xa0b": ("a b", "a b"),
     "a 😀 cat": ("a cat", None),
+    "the long ſ and the degree K": ("the long ſ and the degree k", None),
 }
 
 

@@ -14,7 +14,7 @@ has learned to write (``train.init_from``): of captions without a word in common
 
 The defaults are right roles, all references of the clip, and document frequencies of the training captions. With them
 PIT-VC is ``references=sampled df=batch`` and multi-modal BLIP-2 ``references=each df=batch count=4``, each with
-``swap_roles=true lengths=uncertain`` for its numbers to the last digit (tests/train/test_scst.py). ``average=tokens``
+``swap_roles=true lengths=uncertain`` for the numbers of its code (tests/train/test_scst.py). ``average=tokens``
 with ``baseline=greedy`` or ``others`` is the loss of ruotianluo/self-critical.pytorch.
 
 The authors' roles: both give CIDEr the captioner's captions for references and the others for candidates, so that a
