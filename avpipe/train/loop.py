@@ -162,7 +162,11 @@ def train(
         new = checkpoint.start_from(captioner, start)
         if is_main:
             # Other features are no error: a second stage may see more frames than the first.
-            differences = {key: spec.differences(specs[key]) for key, spec in features.items() if key in specs}
+            differences = [
+                f"{key}.{line}"
+                for key in sorted(features.keys() & specs.keys())
+                for line in features[key].differences(specs[key])
+            ]
             values = {"checkpoint": name, "new_weights": new, "feature_differences": differences}
             write_json(run_folder / "init_from.json", values)
     else:

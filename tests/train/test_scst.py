@@ -607,6 +607,7 @@ def test_it_starts_from_another_runs_weights_and_words(tmp_path: Path, first: Pa
     told = json.loads((tmp_path / "init_from.json").read_text())
     assert told["checkpoint"] == f"{first.name}@36"
     assert told["new_weights"] == []
+    assert told["feature_differences"] == []
     assert (tmp_path / "checkpoints/last/tokenizer.json").read_bytes() == (start / "tokenizer.json").read_bytes()
     losses = [[row["loss"] for row in rows(run) if "loss" in row] for run in (tmp_path, first)]
     assert losses[0][0] < losses[1][0] / 2
