@@ -671,3 +671,21 @@ def test_a_run_is_named_or_a_folder(tmp_path: Path, first: Path) -> None:
         UnknownNameError, match=r"unknown run 'stage_on'.*did you mean 'stage_one'.*The folder of a check"
     ):
         _checkpoint_of(workspace, "new", "stage_on")
+
+
+# -- the goldens themselves --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.shared
+def test_what_is_stored_here_is_what_was_given(shared: Path) -> None:
+    plain, heads = shared / "golden" / "public" / "scst", shared / "golden_heads" / "public" / "scst"
+    if not plain.is_dir() or not heads.is_dir():
+        pytest.skip("no goldens in ../shared")
+    given = json.loads((plain / "scst.json").read_text())
+    assert STORED["scst"] == {key: given[key] for key in STORED["scst"]}
+    given = json.loads((heads / "scst_llm.json").read_text())
+    assert STORED["llm"] == {key: given[key] for key in STORED["llm"]}
+    tensors = load_file(heads / "scst_llm.io.safetensors")
+    assert tensors.keys() == IO.keys()
+    for key, value in tensors.items():
+        assert torch.equal(torch.tensor(STORED["io"][key], dtype=value.dtype), value), key
