@@ -8,12 +8,15 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import tokenizers
 import torch
+from tokenizers import models, pre_tokenizers
 from torch import Tensor, nn
 
 from avpipe.pipeline.clip import Clip
 from avpipe.pipeline.features import Features, FeatureSpec
 from avpipe.train.batch import Batch, Fused
+from avpipe.train.tokenizer import Special, Tokenizer
 
 SPECS = {
     "see": FeatureSpec(name="see", encoder="toy", modality="video", dim=6, dtype="float32"),
@@ -103,6 +106,14 @@ def fused(size: int = 3, positions: int = 5, width: int = 12, *, real: Sequence[
         sources=("see",),
         source=torch.zeros(positions, dtype=torch.int64),
     )
+
+
+def tokenizer(size: int) -> Tokenizer:
+    """So many words: padding, begin, end, ``w3``, ``w4`` ..."""
+    words = {word: index for index, word in enumerate(["<pad>", "<s>", "</s>", *(f"w{i}" for i in range(3, size))])}
+    backend = tokenizers.Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return Tokenizer(backend, Special(pad=0, begin=1, end=2))
 
 
 class Source:
