@@ -89,6 +89,27 @@ EXAMPLES = {
 }
 """Files that a reader is told to make."""
 
+
+def missing_tests(text: str) -> list[str]:
+    """Tests that a document names and that are not there."""
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    return [
+        f"{file}::{test}"
+        for file, test in named
+        if not (ROOT / file).exists() or f"\ndef {test}(" not in (ROOT / file).read_text(encoding="utf-8")
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tests_that_are_named_exist(name: str) -> None:
+    assert not missing_tests((ROOT / name).read_text(encoding="utf-8"))
+
+
+def test_tests_that_do_not_exist_are_found() -> None:
+    named = "`tests/test_docs.py::missing_tests` `tests/test_docs.py::test_tests_that_are_named_exist` `tests/x.py::y`"
+    assert missing_tests(named) == ["tests/x.py::y"]
+
+
 # -- commands ----------------------------------------------------------------------------------------------------------
 
 

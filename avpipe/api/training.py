@@ -70,6 +70,7 @@ def train(
     clips = manifest.read(workspace.manifest(dataset), splits=("train", "val"))
     check_extracted(dataset, sources, [clip.clip_id for clip in clips.clips])
     name = _run_name(workspace, config, name)
+    start = _checkpoint_of(workspace, name, config.train.init_from)
     val = [clip for clip in clips.split("val") if clip.captions]
     score = ValidationScorer({clip.clip_id: clip.captions for clip in val}) if val else None
     result = train(
@@ -78,6 +79,7 @@ def train(
         train_clips=clips.split("train"),
         val_clips=val,
         run_folder=workspace.run(name),
+        init_from=start,
         score=score,
         on_event=on_event or (lambda event: None),
     )
@@ -154,6 +156,23 @@ def _run_name(workspace: Workspace, config: RunConfig, name: str | None) -> str:
     base = "-".join(parts)
     names = [base, *(f"{base}-{number}" for number in range(2, 10_000))]
     return next(candidate for candidate in names if not _differences(workspace.run(candidate), config))
+
+
+def _checkpoint_of(workspace: Workspace, run: str, init_from: str | None) -> Path | None:
+    """The checkpoint that a new training starts from; a run that goes on needs none any more.
+
+    Raises:
+        UnknownNameError: neither a run nor the folder of a checkpoint.
+    """
+    from avpipe.train import checkpoint
+
+    if init_from is None or checkpoint.find(workspace.run(run) / "checkpoints" / "last"):
+        return None
+    for folder in (workspace.run(init_from) / "checkpoints" / "best", Path(init_from)):
+        if checkpoint.find(folder):
+            return folder
+    known = [name for name in workspace.runs() if checkpoint.find(workspace.run(name) / "checkpoints" / "best")]
+    raise UnknownNameError("run", init_from, known, "The folder of a checkpoint will do, too.")
 
 
 def _differences(folder: Path, config: RunConfig) -> list[str]:

@@ -61,8 +61,12 @@ class Captioner(nn.Module):
 
     def teach(self, batch: Batch) -> tuple[Fused, Tensor]:
         """What the fusion makes of the B clips, and the logits of :meth:`forward`."""
+        fused: Fused = self.fusion(batch)
+        return fused, self.decode(fused, batch)
+
+    def decode(self, fused: Fused, batch: Batch) -> Tensor:
+        """The logits of :meth:`forward`, of clips that are fused already."""
         if batch.tokens is None or batch.token_mask is None or batch.caption_clip is None:
             raise ValueError("batch: expected captions, got none; generation goes through generate.beam_search")
-        fused: Fused = self.fusion(batch)
         logits: Tensor = self.decoder(fused.take(batch.caption_clip), batch.tokens[:, :-1], batch.token_mask[:, :-1])
-        return fused, logits
+        return logits

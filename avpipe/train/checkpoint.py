@@ -196,24 +196,49 @@ def read(folder: Path) -> tuple[RunConfig, dict[str, FeatureSpec], str]:
     return config, specs, name
 
 
-def load_weights(captioner: Captioner, folder: Path) -> None:
-    """Read a checkpoint's weights into a captioner that was built alike.
+def start_from(captioner: Captioner, folder: Path) -> list[str]:
+    """Let a captioner that is to be trained anew start from the weights of a checkpoint.
+
+    Each of them must find its place. What the captioner has beside them (LoRA, say) keeps its fresh values, or reads
+    the public ones that it starts from.
+
+    Returns:
+        The names of what the checkpoint does not hold.
+
+    Raises:
+        CheckpointError: one of its weights has no place, or none of its shape.
+        MissingWeightsError: as in :func:`read_start_values`.
+    """
+    stored = load_file(folder / MODEL_FILE).keys()
+    new = sorted(_stored(captioner).keys() - stored)
+    for name in ("fusion", "decoder"):
+        read = getattr(getattr(captioner, name), "read_start_values", None)
+        if read is not None and any(weight.startswith(f"{name}.") for weight in new):
+            read()
+    load_weights(captioner, folder, whole=False)
+    return new
+
+
+def load_weights(captioner: Captioner, folder: Path, *, whole: bool = True) -> None:
+    """Read a checkpoint's weights into a captioner that was built alike; if not ``whole``, it may have others beside.
 
     Raises:
         CheckpointError: names or shapes differ, the file is damaged, or what is frozen is not what it was.
     """
     with storage_errors(folder, "read"):
         before = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).get("frozen") or {}
-    now = _frozen(captioner)
+    files = getattr(captioner.decoder, "weight_files", None)
+    now = files.to_spec() if before and files else {}
     if before and before.get("sha256") != now.get("sha256"):
-        told = [f"{files.get('id')} (sha256 {str(files.get('sha256'))[:12]})" for files in (before, now)]
+        told = [f"{each.get('id')} (sha256 {str(each.get('sha256'))[:12]})" for each in (before, now)]
         raise CheckpointError(
             f"{folder}: what is frozen in its decoder is not in the checkpoint; it was read from {told[0]}, and "
             f"decoder.weights has other weights now: {told[1]}. Put those of then in their place, or train a new run"
         )
     stored = load_file(folder / MODEL_FILE)
     expected = _stored(captioner)
-    wrong = [f"{name}: not in the checkpoint" for name in sorted(expected.keys() - stored.keys())]
+    absent = sorted(expected.keys() - stored.keys()) if whole else []
+    wrong = [f"{name}: not in the checkpoint" for name in absent]
     wrong += [f"{name}: not in the captioner" for name in sorted(stored.keys() - expected.keys())]
     wrong += [
         f"{name}: {list(stored[name].shape)} in the checkpoint, {list(expected[name].shape)} in the captioner"

@@ -113,6 +113,9 @@ class TrainConfig(Config):
     """``auto``: bf16 on a GPU that has it, else fp32."""
     seed: int = Field(0, ge=0)
     """Of weights, order and dropout."""
+    init_from: str | None = Field(None, min_length=1)
+    """A run, or the folder of a checkpoint: its best weights and its words are what a new training starts from, and all
+    of the weights must find their place. ``null``: fresh or public ones."""
     validate_every: int = Field(2, ge=1)
     """Epochs between validations."""
     patience: int | None = Field(None, ge=1)

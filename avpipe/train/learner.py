@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from avpipe.pipeline.clip import Clip
 from avpipe.pipeline.errors import ConfigError
 from avpipe.pipeline.features import FeatureSpec
 from avpipe.train import objectives
@@ -15,6 +16,7 @@ from avpipe.train.batch import Batch
 from avpipe.train.captioner import Captioner
 from avpipe.train.objective import BaseObjective, Losses, Split, Step
 from avpipe.train.objectives import cross_entropy
+from avpipe.train.tokenizer import Tokenizer
 
 Batches = Callable[[Split, int], Iterator[Batch]]
 """See :data:`avpipe.train.objective.Steps`."""
@@ -68,6 +70,11 @@ class Learner(nn.Module):
         """Whether an objective asks for clips that are not trained on."""
         return any(objective.needs_held_out for objective in self._active())
 
+    def prepare(self, clips: Sequence[Clip], tokenizer: Tokenizer) -> None:
+        """To be called once before the first step; see :meth:`avpipe.train.objective.BaseObjective.prepare`."""
+        for objective in self._active():
+            objective.prepare(clips, tokenizer)
+
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """What is minimised, of one element, and its parts for the log: losses, their weights, what is watched."""
         step = self._step(batch)
@@ -113,5 +120,5 @@ class Learner(nn.Module):
         return list(self.objectives.values())  # type: ignore[arg-type]  # a ModuleDict of these
 
     def _step(self, batch: Batch) -> Step:
-        fused, logits = self.captioner.teach(batch)
-        return Step(captioner=self.captioner, batch=batch, fused=fused, logits=logits, caption_loss=self.caption_loss)
+        fused = self.captioner.fusion(batch)
+        return Step(captioner=self.captioner, batch=batch, fused=fused, caption_loss=self.caption_loss)

@@ -86,6 +86,7 @@ def train(
     train_clips: Sequence[Clip],
     val_clips: Sequence[Clip],
     run_folder: Path,
+    init_from: Path | None = None,
     score: Score | None = None,
     on_event: OnEvent = lambda event: None,
 ) -> TrainResult:
@@ -102,7 +103,9 @@ def train(
         train_clips: clips to learn from; those without caption or without any feature are left out.
         val_clips: clips to choose the best checkpoint by.
         run_folder: gets ``config.yaml``, ``env.json``, ``metrics.jsonl``, ``checkpoints/``, and, at the end,
-            ``result.json``, which is the result.
+            ``result.json``, which is the result; and ``init_from.json``, which tells what it started from, and which of
+            its weights were not there.
+        init_from: the checkpoint that ``config.train.init_from`` names; ``None``: it is the folder of one.
         score: of the validation captions; ``None``: no validation, and the last checkpoint is the best.
         on_event: told of steps and validations.
 
@@ -110,6 +113,7 @@ def train(
         ConfigError: an objective lacks something of the fusion or the feature sets, or a parameter group has none.
         DataError: there is nothing to learn from, or an objective needs validation clips and there are none.
         FingerprintError: the run's checkpoint was trained on other features.
+        CheckpointError: what it goes on or starts from is damaged, or does not fit.
         MissingWeightsError: public weights that a new training starts from are neither here nor to be had.
         TrainingError: the loss or its gradient is not finite; the message names the clips.
     """
@@ -138,7 +142,9 @@ def train(
     # -- tokenizer, model, optimizer -----------------------------------------------------------------------------------
     last, best = run_folder / "checkpoints" / "last", run_folder / "checkpoints" / "best"
     resumed = checkpoint.find(last)
-    tokenizer = Tokenizer.load(resumed) if resumed else _new_tokenizer(config, usable)
+    start = (init_from or Path(settings.init_from)) if settings.init_from and not resumed else None
+    started_from = checkpoint.read(start) if start else None
+    tokenizer = Tokenizer.load(resumed) if resumed else _new_tokenizer(config, usable, start)
     captioner = checkpoint.build(config, specs, tokenizer)
     learner = Learner(captioner, config.objectives, specs)
     freeze(learner.named(), settings.groups)
@@ -151,6 +157,18 @@ def train(
         learner.objectives.load_state_dict(state.get("objectives", {}))  # older runs have none
         progress = _Progress(**state["progress"])
         started -= progress.seconds  # as if the former call had not been broken off
+    elif start and started_from:
+        _, features, name = started_from
+        new = checkpoint.start_from(captioner, start)
+        if is_main:
+            # Other features are no error: a second stage may see more frames than the first.
+            differences = [
+                f"{key}.{line}"
+                for key in sorted(features.keys() & specs.keys())
+                for line in features[key].differences(specs[key])
+            ]
+            values = {"checkpoint": name, "new_weights": new, "feature_differences": differences}
+            write_json(run_folder / "init_from.json", values)
     else:
         checkpoint.read_start_values(captioner)
     groups = parameter_groups(learner.named(), settings)
@@ -182,6 +200,7 @@ def train(
         cache=cache,
         following=following,
     )
+    learner.prepare(usable, tokenizer)
     val_share = list(val_clips)[accelerator.process_index :: accelerator.num_processes]
     val_data = ClipDataset(val_share, sources, cache=cache)
 
@@ -364,8 +383,11 @@ def _precision(asked: str) -> str:
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
 
 
-def _new_tokenizer(config: RunConfig, clips: Sequence[Clip]) -> Tokenizer:
-    if config.tokenizer.name == "trained":
+def _new_tokenizer(config: RunConfig, clips: Sequence[Clip], start: Path | None) -> Tokenizer:
+    """Of a new training: that of the checkpoint which it starts from, or as the configuration says."""
+    if start:
+        found = Tokenizer.load(start)
+    elif config.tokenizer.name == "trained":
         found = Tokenizer.trained(
             (caption for clip in clips for caption in clip.captions),
             vocabulary_size=config.tokenizer.vocabulary_size,

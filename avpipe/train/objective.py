@@ -9,18 +9,21 @@ A module of ``objectives/`` exports a ``Config`` (of :class:`ObjectiveConfig`) a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from avpipe.pipeline.clip import Clip
 from avpipe.pipeline.config import Config
 from avpipe.pipeline.features import FeatureSpec
 from avpipe.train.batch import Batch, Fused
 from avpipe.train.captioner import Captioner
+from avpipe.train.tokenizer import Tokenizer
 
 
 class ObjectiveConfig(Config):
@@ -50,7 +53,7 @@ class CaptionLoss(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """One batch, and what the captioner made of it.
 
@@ -58,15 +61,18 @@ class Step:
         captioner: for further passes, ``captioner.teach(batch)``.
         batch: with captions, on the captioner's device.
         fused: of the B clips; what a fusion has for objectives stands in ``fused.aux``, a row a clip.
-        logits: ``(N, L - 1, V)`` for the targets ``batch.tokens[:, 1:]``.
         caption_loss: what captions cost.
     """
 
     captioner: Captioner
     batch: Batch
     fused: Fused
-    logits: Tensor
     caption_loss: CaptionLoss
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """``(N, L - 1, V)`` for the targets ``batch.tokens[:, 1:]``; decoded when they are first asked for."""
+        return self.captioner.decode(self.fused, self.batch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +112,14 @@ class BaseObjective(nn.Module):
 
     needs_held_out = False
     """Whether :meth:`after_epoch` asks for steps of the split ``held_out``."""
+
+    def prepare(self, clips: Sequence[Clip], tokenizer: Tokenizer) -> None:
+        """Called once before the first step, also of a training that goes on; whatever is made of it is no state.
+
+        Args:
+            clips: that are trained on, each with all its captions.
+            tokenizer: the captioner's words.
+        """
 
     def forward(self, step: Step) -> Losses:
         """The losses of one batch. Whatever is drawn at random is drawn from torch's global generators."""

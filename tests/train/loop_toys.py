@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
 import subprocess
@@ -92,8 +93,13 @@ ALL = {
     "contrastive": {"weight": 0.5, "temperature": 0.5},
     "modality_balanced": {"beta": 0.8},
 }
-BLENDED = {"cross_entropy": {"weight": 0}, "g_blend": {"every": 1, "clips": 8}}
-"""Objectives with parameters, with a state that moves each batch, and with one that moves each epoch."""
+BLENDED = {
+    "cross_entropy": {"weight": 0},
+    "g_blend": {"every": 1, "clips": 8},
+    "scst": {"weight": 0.5, "samples": "multinomial", "count": 2, "baseline": "greedy", "max_tokens": 8},
+}
+"""Objectives with parameters, with a state that moves each batch, with one that moves each epoch, and one that draws
+what it learns from."""
 
 EVERYTHING = {
     "ema": 0.9,
@@ -171,12 +177,14 @@ def run_two(folder: Path, name: str, stop_at: int = 0) -> list[subprocess.Comple
 
 
 if __name__ == "__main__":  # python -m tests.train.loop_toys FOLDER STEP SETTINGS: train and be killed at that step
-    # Step 0: to the end, and tell what the objectives of this process hold.
+    # Step 0: to the end, and tell what the objectives of this process hold, and whether its captioner is another one.
     from avpipe.train import loop
 
     learners = []
     loop.Learner = lambda *given: learners.append(Learner(*given)) or learners[-1]  # type: ignore
     run(Path(sys.argv[1]), stop_at=int(sys.argv[2]), how="kill", save_every=2, **SETTINGS[sys.argv[3]])
-    print(json.dumps({key: value.tolist() for key, value in learners[-1].objectives.state_dict().items()}))
+    held = {key: value.tolist() for key, value in learners[-1].objectives.state_dict().items()}
+    weights = b"".join(value.numpy().tobytes() for value in learners[-1].captioner.state_dict().values())
+    print(json.dumps({**held, "captioner": hashlib.sha256(weights).hexdigest()}))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

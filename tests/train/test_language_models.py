@@ -21,6 +21,7 @@ from avpipe.pipeline.errors import CheckpointError, UsageError
 from avpipe.pipeline.features import FeatureSpec
 from avpipe.train import checkpoint
 from avpipe.train.batch import Fused
+from avpipe.train.config import check
 from avpipe.train.decoders import causal_lm, t5
 from avpipe.train.decoders._language_model import Entrance, Settings, real_first
 from avpipe.train.generate import beam_search, caption_clips
@@ -625,6 +626,28 @@ def test_a_run_is_resumed_and_captions(kind: Kind, tmp_path: Path, how: str, mon
         toys.rewrite(source, **{name: value + 1})
         with pytest.raises(CheckpointError, match="other weights"):
             checkpoint.load(tmp_path / "broken" / "checkpoints" / "best")
+
+
+def test_adapters_go_on_from_a_run_without_them(kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The two stages of Multi-modal BLIP-2.
+    torch.set_num_threads(1)
+    monkeypatch.setattr("tests.train.test_language_models.ROWS", len(toys.WORDS))
+    source = tmp_path / "source"
+    source.mkdir()
+    kind.model(source)
+    toys.tokenizer_in(source)
+    settings = {"name": kind.module.__name__.rpartition(".")[2], "weights": str(source)}
+    first = toys.run_config({**settings, "trained": "none"}, source)
+    toys.run(first, tmp_path / "one")
+    begun = tmp_path / "one" / "checkpoints" / "best"
+    second = toys.run_config({**settings, "trained": "lora"}, source).model_dump(mode="json")
+    second["train"] |= {"init_from": str(begun), "lr": 1e-9}
+    toys.run(check(second, "toy"), tmp_path / "two")
+    new = json.loads((tmp_path / "two" / "init_from.json").read_text(encoding="utf-8"))["new_weights"]
+    assert new and all("lora_" in name for name in new)
+    one, two = (load_file(folder / "model.safetensors") for folder in (begun, tmp_path / "two/checkpoints/last"))
+    assert set(two) == set(one) | set(new)
+    torch.testing.assert_close({name: two[name] for name in one}, one, rtol=0, atol=1e-6)
 
 
 def test_a_prompt_in_the_tokenizers_words(kind: Kind, tmp_path: Path) -> None:
