@@ -28,6 +28,7 @@ from avpipe.pipeline.ptb import words
 from avpipe.pipeline.workspace import Workspace
 from avpipe.train import checkpoint, decoders, fusions
 from avpipe.train.captioner import Captioner
+from avpipe.train.checkpoint import build_decoder
 from avpipe.train.config import check
 from avpipe.train.generate import beam_search
 from avpipe.train.learner import Learner
@@ -522,7 +523,8 @@ def test_every_fusion_and_every_decoder_is_taught(fusion: str, decoder: str) -> 
     module = fusions.REGISTRY.load(fusion)
     fused = module.Fusion(small_config(module), SPECS)
     module = decoders.REGISTRY.load(decoder)
-    built = module.Decoder(small_config(module), fused_width=fused.width, vocabulary_size=VOCABULARY)
+    words = toys.tokenizer(VOCABULARY)
+    built = build_decoder(module, small_config(module), fused_width=fused.width, specs=SPECS, tokenizer=words)
     captioner = alive(Captioner(fused, built))
     assert isinstance(captioner, Captioner)
     settings = {"cross_entropy": {"weight": 0}, "scst": {"max_tokens": 6, "count": 3}}

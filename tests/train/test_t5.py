@@ -87,6 +87,34 @@ def test_the_papers_settings() -> None:
     assert one.order[:2] == ("audio", "video")
 
 
+def test_audio_stands_first_whatever_the_order_of_the_fusion(flan: Path) -> None:
+    decoder = build(flan, prompt="w5 w9")
+    read: list[Tensor] = []
+    decoder.t5.encoder.register_forward_pre_hook(
+        lambda _, __, options: read.append(options["inputs_embeds"]), with_kwargs=True
+    )
+    pictures_first = clips_of()
+    turned = torch.cat([(pictures_first.source == index).nonzero().flatten() for index in (1, 0)])
+    sound_first = replace(
+        pictures_first,
+        data=pictures_first.data[:, turned],
+        mask=pictures_first.mask[:, turned],
+        source=pictures_first.source[turned],
+    )
+    assert not torch.equal(sound_first.data, pictures_first.data)
+    tokens, mask = toys.captions()
+    one, other = (decoder(clips, tokens, mask) for clips in (pictures_first, sound_first))
+    assert torch.equal(one, other)
+    assert torch.equal(*read)
+    # The first clip is whole: two positions of sound, three of pictures, the prompt, the end.
+    data, heard = pictures_first.data[0], pictures_first.source == 1
+    sound, pictures = decoder.project.of("audio")(data[heard]), decoder.project.of("video")(data[~heard])
+    torch.testing.assert_close(read[0][0], torch.cat([sound, pictures, decoder.t5.shared(torch.tensor([5, 9, 2]))]))
+    turned_about = build(flan, prompt="w5 w9", order=("video", "audio", "text"))
+    turned_about.project.load_state_dict(decoder.project.state_dict())
+    assert (turned_about(pictures_first, tokens, mask) - one)[0].abs().max() > 1e-3
+
+
 # -- BLIP-2 ------------------------------------------------------------------------------------------------------------
 
 
