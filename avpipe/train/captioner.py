@@ -47,7 +47,8 @@ class Captioner(nn.Module):
         super().__init__()
         self.fusion = fusion
         self.decoder = decoder
-        self.elsewhere = frozenset(name for name, p in self.named_parameters() if not p.requires_grad)
+        every = self.named_parameters(remove_duplicate=False)
+        self.elsewhere = frozenset(name for name, parameter in every if not parameter.requires_grad)
 
     @property
     def max_tokens(self) -> int:

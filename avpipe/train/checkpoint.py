@@ -3,8 +3,9 @@
 ::
 
     checkpoints/last/                  after every validation and every `save_every` steps
-        model.safetensors              weights
-        config.json                    the run's configuration, and the specs of the features it reads
+        model.safetensors              weights, but for those that a part reads from its own files
+        config.json                    the run's configuration, the specs of the features it reads, and which files
+                                       (by their sha256) those weights are in
         tokenizer.json, special_tokens.json
         trainer.pt                     optimizer, random number generators, position, best score
         complete.json                  sha256 of the others, written last
@@ -15,16 +16,18 @@ A checkpoint is written beside the former one and then takes its name, so that t
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from avpipe.pipeline.errors import CheckpointError, ConfigError, FingerprintError
 from avpipe.pipeline.features import FeatureSpec
@@ -37,17 +40,33 @@ from avpipe.train.tokenizer import Tokenizer
 MODEL_FILE, CONFIG_FILE, STATE_FILE, COMPLETE_FILE = "model.safetensors", "config.json", "trainer.pt", "complete.json"
 
 
-def build(config: RunConfig, specs: Mapping[str, FeatureSpec], vocabulary_size: int) -> Captioner:
+def build(config: RunConfig, specs: Mapping[str, FeatureSpec], tokenizer: Tokenizer) -> Captioner:
     """A captioner with fresh weights, drawn from torch's global generator."""
     fusion_config = {key: value for key, value in config.fusion.items() if key != "name"}
     decoder_config = {key: value for key, value in config.decoder.items() if key != "name"}
     fusion_module = fusions.REGISTRY.load(config.fusion["name"])
     decoder_module = decoders.REGISTRY.load(config.decoder["name"])
     fusion = fusion_module.Fusion(fusion_module.Config(**fusion_config), specs)
-    decoder = decoder_module.Decoder(
-        decoder_module.Config(**decoder_config), fused_width=fusion.width, vocabulary_size=vocabulary_size
+    decoder = build_decoder(
+        decoder_module,
+        decoder_module.Config(**decoder_config),
+        fused_width=fusion.width,
+        specs=specs,
+        tokenizer=tokenizer,
     )
     return Captioner(fusion, decoder)
+
+
+def build_decoder(
+    module: ModuleType, config: Any, *, fused_width: int, specs: Mapping[str, FeatureSpec], tokenizer: Tokenizer
+) -> nn.Module:
+    """A module's decoder. One that must know more than sizes asks for ``specs`` or ``tokenizer`` by these names."""
+    asked = inspect.signature(module.Decoder).parameters
+    more = {key: value for key, value in (("specs", specs), ("tokenizer", tokenizer)) if key in asked}
+    decoder: nn.Module = module.Decoder(
+        config, fused_width=fused_width, vocabulary_size=tokenizer.vocabulary_size, **more
+    )
+    return decoder
 
 
 def read_start_values(captioner: Captioner) -> None:
@@ -119,6 +138,7 @@ def save(
             "name": name,
             "run": config.model_dump(mode="json"),
             "features": {key: {**spec.to_json(), "fingerprint": spec.fingerprint} for key, spec in specs.items()},
+            "frozen": _frozen(captioner),
         }
         write_json(new / CONFIG_FILE, values)
         if state is not None:
@@ -154,7 +174,7 @@ def load(folder: Path) -> LoadedCaptioner:
     """
     config, specs, name = read(folder)
     tokenizer = Tokenizer.load(folder)
-    captioner = build(config, specs, tokenizer.vocabulary_size)
+    captioner = build(config, specs, tokenizer)
     load_weights(captioner, folder)
     captioner.eval()
     return LoadedCaptioner(captioner=captioner, tokenizer=tokenizer, config=config, specs=specs, name=name)
@@ -203,8 +223,17 @@ def load_weights(captioner: Captioner, folder: Path, *, whole: bool = True) -> N
     """Read a checkpoint's weights into a captioner that was built alike; if not ``whole``, it may have others beside.
 
     Raises:
-        CheckpointError: names or shapes differ, or the file is damaged.
+        CheckpointError: names or shapes differ, the file is damaged, or what is frozen is not what it was.
     """
+    with storage_errors(folder, "read"):
+        before = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).get("frozen") or {}
+    now = _frozen(captioner)
+    if before and before.get("sha256") != now.get("sha256"):
+        told = [f"{files.get('id')} (sha256 {str(files.get('sha256'))[:12]})" for files in (before, now)]
+        raise CheckpointError(
+            f"{folder}: what is frozen in its decoder is not in the checkpoint; it was read from {told[0]}, and "
+            f"decoder.weights has other weights now: {told[1]}. Put those of then in their place, or train a new run"
+        )
     stored = load_file(folder / MODEL_FILE)
     expected = _stored(captioner)
     absent = sorted(expected.keys() - stored.keys()) if whole else []
@@ -273,7 +302,20 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return values
 
 
+def _frozen(captioner: Captioner) -> dict[str, Any]:
+    """Which files the decoder's parameters come from that no checkpoint holds: id and sha256. Empty: there are none."""
+    files = getattr(captioner.decoder, "weight_files", None)
+    if files is None or not any(name.startswith("decoder.") for name in captioner.elsewhere):
+        return {}
+    found: dict[str, Any] = files.to_spec()
+    return found
+
+
 def _stored(captioner: Captioner) -> dict[str, Tensor]:
-    """What a checkpoint holds: all parameters but those that come from elsewhere, and buffers that are saved."""
-    state = captioner.state_dict()
-    return {name: tensor.contiguous() for name, tensor in state.items() if name not in captioner.elsewhere}
+    """What a checkpoint holds: all parameters but those that come from elsewhere, and buffers that are saved. What is
+    tied is there once.
+    """
+    first = {name for name, _ in captioner.named_parameters()}
+    second = {name for name, _ in captioner.named_parameters(remove_duplicate=False)} - first
+    left_out = second | captioner.elsewhere
+    return {name: tensor.contiguous() for name, tensor in captioner.state_dict().items() if name not in left_out}

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from avpipe.pipeline.config import Config, parse, parse_component, read_yaml, recipe_names, recipe_path
 from avpipe.pipeline.config import override as lay_over
@@ -133,6 +133,11 @@ class TrainConfig(Config):
     wandb: str | None = Field(None, min_length=1)
     """Log to this project of Weights & Biases, too (``pip install wandb``; ``WANDB_MODE=offline`` without network)."""
 
+    @field_validator("cache_features", mode="before")
+    @classmethod
+    def _yes_and_no(cls, value: Any) -> Any:
+        return {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value  # as YAML reads them
+
     @model_validator(mode="after")
     def _fits(self) -> TrainConfig:
         if len(set(self.targets)) != len(self.targets) or "current" not in self.targets:
@@ -157,6 +162,8 @@ class GenerateConfig(Config):
     """Score = log-probability / tokens ** this, the end counted; or of the other form."""
     length_penalty_form: LengthPenaltyForm = "hf"
     """``hf``: Hugging Face's, tokens ** penalty; ``gnmt``: ((5 + tokens) / 6) ** penalty, GIT's and AVCap's."""
+    repetition_penalty: float = Field(1.0, gt=0)
+    """Hugging Face's: above 1, words that the caption has already are less likely; below (MICap's code: 0.6), more."""
     batch_size: int = Field(64, ge=1)
     """Clips at once."""
 

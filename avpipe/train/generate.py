@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from avpipe.pipeline.captions import Beam, Caption
 from avpipe.pipeline.clip import Clip
@@ -23,7 +24,7 @@ class Hypothesis:
 
     Attributes:
         tokens: ids.
-        log_prob: sum over the tokens, in nats.
+        log_prob: sum over the tokens, in nats; with a repetition penalty, of what it makes of them.
         score: what hypotheses are ranked by: ``log_prob / divisor(len(tokens), length_penalty, form)``.
     """
 
@@ -59,8 +60,9 @@ class _Finished:
     def beats(self, log_prob: float, length: int, longest: int) -> bool:
         """Whether nothing that begins with ``length`` tokens of ``log_prob`` can still enter.
 
-        A log-probability only falls. With a positive penalty a longer caption may divide it by more, so the best that
-        can come is at the greatest length; else at the next. Greedy decoding takes the first end that it comes to.
+        A log-probability only falls, a penalised one too. With a positive penalty a longer caption may divide it by
+        more, so the best that can come is at the greatest length; else at the next. Greedy decoding takes the first end
+        that it comes to.
         """
         if len(self.kept) < self.beams:
             return False
@@ -69,6 +71,21 @@ class _Finished:
         best_length = longest if self.length_penalty > 0 else min(length + 1, longest)
         bound = log_prob / divisor(best_length, self.length_penalty, self.form)
         return bool(self.kept[-1].score >= bound)
+
+
+def penalise(scores: Tensor, said: Tensor, penalty: float) -> Tensor:
+    """Make words less likely that were said before: Hugging Face's form of the penalty of Keskar et al., "CTRL" (2019).
+
+    Args:
+        scores: ``(R, V)``: logits, or log-probabilities.
+        said: ``(R, L)``, int64: the captions so far. How often a word was said does not matter.
+        penalty: what a score below 0 is multiplied by, and one above is divided by. Below 1 repetition is rewarded.
+
+    Returns:
+        ``(R, V)``. Log-probabilities no longer sum to one.
+    """
+    found = scores.gather(1, said)
+    return scores.scatter(1, said, torch.where(found < 0, found * penalty, found / penalty))
 
 
 @torch.inference_mode()
@@ -82,6 +99,7 @@ def beam_search(
     min_tokens: int = 0,
     length_penalty: float = 1.0,
     length_penalty_form: LengthPenaltyForm = "hf",
+    repetition_penalty: float = 1.0,
 ) -> list[list[Hypothesis]]:
     """The best captions of each clip.
 
@@ -99,28 +117,36 @@ def beam_search(
         min_tokens: shortest caption, the end token not counted.
         length_penalty: 0 ranks by log-probability; above, longer captions fare better.
         length_penalty_form: see :func:`divisor`. With ``hf``, a penalty of 1 ranks by the mean over the tokens.
+        repetition_penalty: see :func:`penalise`; 1: none. As in Hugging Face's search, the begin counts as said, and
+            what is penalised are log-probabilities; in greedy decoding they are logits.
 
     Returns:
         For each clip, its hypotheses, best first; at least one.
     """
     size = fused.data.shape[0]
     device = fused.data.device
-    state = decoder.start(fused.take(torch.arange(size, device=device).repeat_interleave(beams)))
+    # A decoder that runs a network over the clip first may do so once for all beams of it.
+    start_beams = getattr(decoder, "start_beams", None)
+    if start_beams is not None:
+        state = start_beams(fused, beams)
+    else:
+        state = decoder.start(fused.take(torch.arange(size, device=device).repeat_interleave(beams)))
     # All beams of a clip begin alike: only the first may be continued at the start.
     log_probs = torch.full((size, beams), -torch.inf, device=device)
     log_probs[:, 0] = 0.0
     tokens = torch.empty(size, beams, 0, dtype=torch.int64, device=device)
     last = torch.full((size * beams,), special.begin, device=device)
+    begin = last[:, None]
     finished = [_Finished(beams, length_penalty, length_penalty_form) for _ in range(size)]
     done = [False] * size
     longest = min(max_tokens, decoder.max_tokens - 1)
     for length in range(longest):
         logits, state = decoder.step(last, state)
-        next_log_probs = logits.float().log_softmax(-1)
-        forbidden = [special.pad, special.begin] + ([special.end] if length < min_tokens else [])
-        # Padding may be the end token itself (GPT-2): then it may be said.
-        forbidden = [i for i in forbidden if i != special.end or length < min_tokens]
-        next_log_probs[:, forbidden] = -torch.inf
+        scores = logits.float() if beams == 1 else logits.float().log_softmax(-1)
+        if repetition_penalty != 1:
+            scores = penalise(scores, torch.cat([begin, tokens.flatten(0, 1)], dim=1), repetition_penalty)
+        next_log_probs = scores.log_softmax(-1) if beams == 1 else scores
+        next_log_probs[:, [*special.unsaid, *([special.end] if length < min_tokens else [])]] = -torch.inf
         vocabulary = next_log_probs.shape[-1]
         candidates = (log_probs[..., None] + next_log_probs.view(size, beams, vocabulary)).flatten(1)
         top_log_probs, top = candidates.topk(min(2 * beams, candidates.shape[1]))  # (B, 2 * beams)
@@ -165,6 +191,7 @@ def caption_batch(captioner: Captioner, batch: Batch, tokenizer: Tokenizer, conf
         min_tokens=config.min_tokens,
         length_penalty=config.length_penalty,
         length_penalty_form=config.length_penalty_form,
+        repetition_penalty=config.repetition_penalty,
     )
     captions = []
     for clip_id, hypotheses in zip(batch.clip_ids, found, strict=True):

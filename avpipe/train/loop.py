@@ -145,7 +145,7 @@ def train(
     start = (init_from or Path(settings.init_from)) if settings.init_from and not resumed else None
     started_from = checkpoint.read(start) if start else None
     tokenizer = Tokenizer.load(resumed) if resumed else _new_tokenizer(config, usable, start)
-    captioner = checkpoint.build(config, specs, tokenizer.vocabulary_size)
+    captioner = checkpoint.build(config, specs, tokenizer)
     learner = Learner(captioner, config.objectives, specs)
     freeze(learner.named(), settings.groups)
     progress, state = _Progress(), None

@@ -27,6 +27,8 @@ from tests.train.toys import alive, fused
 VOCABULARY, POSITIONS, WIDTH, HEADS, HIDDEN = 37, 24, 16, 2, 24
 APART = Special(pad=0, begin=1, end=2)
 REAL = (5, 3, 1)
+Rows = list[list[tuple[tuple[int, ...], float | None]]]
+"""Of each clip, its captions and their scores, best first."""
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 
 
@@ -66,12 +68,46 @@ def rewrite(folder: Path, renamed: dict[str, str] | None = None, left_out: Seque
     save_file({**state, **more}, path, metadata={"format": "pt"})
 
 
+def search_options(
+    special: Special,
+    *,
+    beams: int,
+    max_tokens: int,
+    min_tokens: int = 0,
+    length_penalty: float = 1.0,
+    repetition_penalty: float = 1.0,
+) -> dict[str, Any]:
+    """What ``generate`` is told for it to search as ours does.
+
+    Ours stops when nothing unfinished can still win; transformers does so with ``early_stopping="never"``, while its
+    default bounds the score by the present length and may stop earlier.
+    """
+    options: dict[str, Any] = {
+        "num_beams": beams,
+        "num_return_sequences": beams,
+        "max_new_tokens": max_tokens,
+        "do_sample": False,
+        "suppress_tokens": sorted({special.pad, special.begin} - {special.end}) or None,
+        "eos_token_id": special.end,
+        "pad_token_id": special.pad,
+        "bos_token_id": special.begin,
+        "return_dict_in_generate": True,
+        "output_scores": True,
+    }
+    if min_tokens:
+        options["min_new_tokens"] = min_tokens
+    if beams > 1:
+        options |= {"length_penalty": length_penalty, "early_stopping": "never"}
+    if repetition_penalty != 1:
+        options["repetition_penalty"] = repetition_penalty
+    return options
+
+
 def generated(
     model: Any, states: Tensor, mask: Tensor, special: Special, *, beams: int, max_tokens: int, **more: Any
-) -> list[list[tuple[tuple[int, ...], float | None]]]:
+) -> Rows:
     """All beams of transformers' ``generate``, as ours are: without begin, cut after the end; with their scores."""
     size = len(states)
-    forbidden = sorted({special.pad, special.begin} - {special.end})
     found = model.generate(
         torch.full((size, 1), special.begin),
         encoder_hidden_states=states,
@@ -79,20 +115,15 @@ def generated(
         attention_mask=torch.ones(size, 1, dtype=torch.int64),
         # With its default cache BERT fails: 'DynamicCache' object has no attribute 'is_updated'.
         past_key_values=EncoderDecoderCache(DynamicCache(config=model.config), DynamicCache(config=model.config)),
-        num_beams=beams,
-        num_return_sequences=beams,
-        max_new_tokens=max_tokens,
-        do_sample=False,
-        suppress_tokens=forbidden or None,
-        eos_token_id=special.end,
-        pad_token_id=special.pad,
-        bos_token_id=special.begin,
-        return_dict_in_generate=True,
-        output_scores=True,
-        **more,
+        **search_options(special, beams=beams, max_tokens=max_tokens, **more),
     )
-    rows: list[list[tuple[tuple[int, ...], float | None]]] = [[] for _ in range(size)]
-    for index, row in enumerate(found.sequences[:, 1:].tolist()):
+    return rows_of(found, special, beams)
+
+
+def rows_of(found: Any, special: Special, beams: int, begins: int = 1) -> Rows:
+    """What ``generate`` gave, as ours are: by clip, without the first ``begins`` tokens, cut after the end."""
+    rows: Rows = [[] for _ in range(len(found.sequences) // beams)]
+    for index, row in enumerate(found.sequences[:, begins:].tolist()):
         cut = row[: row.index(special.end) + 1] if special.end in row else row
         score = found.sequences_scores[index].item() if beams > 1 else None  # greedy decoding has none
         rows[index // beams].append((tuple(cut), score))
@@ -102,23 +133,21 @@ def generated(
 def assert_searches_agree(
     decoder: Any, model: Any, clips: Fused, special: Special, *, beams: int, length_penalty: float, **more: Any
 ) -> list[list[Hypothesis]]:
-    """Our beam search over our decoder, against ``generate`` over transformers' model: all beams, and their scores.
-
-    Ours stops when nothing unfinished can still win; transformers does so with ``early_stopping="never"``, while its
-    default bounds the score by the present length and may stop earlier.
-    """
-    ours = beam_search(decoder, clips, special, beams=beams, max_tokens=12, length_penalty=length_penalty, **more)
-    extra: dict[str, Any] = {"min_new_tokens": more["min_tokens"]} if more.get("min_tokens") else {}
-    if beams > 1:
-        extra |= {"length_penalty": length_penalty, "early_stopping": "never"}
+    """Our beam search over our decoder, against ``generate`` over transformers' model: all beams, and their scores."""
+    options = {"beams": beams, "max_tokens": 12, "length_penalty": length_penalty, **more}
+    ours = beam_search(decoder, clips, special, **options)
     with torch.inference_mode():
         states = decoder.project(clips.data)
-    theirs = generated(model, states, clips.mask, special, beams=beams, max_tokens=12, **extra)
+    assert_same_captions(ours, generated(model, states, clips.mask, special, **options))
+    return ours
+
+
+def assert_same_captions(ours: list[list[Hypothesis]], theirs: Rows) -> None:
+    """All beams of all clips, and their scores."""
     for our_rows, their_rows in zip(ours, theirs, strict=True):
         assert [hypothesis.tokens for hypothesis in our_rows] == [tokens for tokens, _ in their_rows]
         for hypothesis, (_, score) in zip(our_rows, their_rows, strict=True):
             assert score is None or abs(score - hypothesis.score) < 1e-4
-    return ours
 
 
 # -- runs --------------------------------------------------------------------------------------------------------------
@@ -159,3 +188,11 @@ def run(config: RunConfig, folder: Path, stop_at: int = 0) -> tuple[list[Clip], 
         on_event=on_event,
     )
     return val_clips, sources
+
+
+def assert_same_runs(one: Path, other: Path) -> None:
+    """Two runs that learned the same, to the bit."""
+    for which in ("last", "best"):
+        left, right = (load_file(folder / "checkpoints" / which / "model.safetensors") for folder in (one, other))
+        assert left.keys() == right.keys()
+        assert all(torch.equal(value, right[name]) for name, value in left.items())

@@ -10,18 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from avpipe.train.batch import Fused
+from avpipe.train.checkpoint import build_decoder
 from avpipe.train.decoders import REGISTRY
-from tests.train.toys import alive, fused, small_config
+from tests.train.toys import SPECS, alive, fused, small_config, tokenizer
 
 NAMES = REGISTRY.names()
 WIDTH, VOCABULARY = 12, 11
 LENGTH = 6
+FEWER = {"causal_lm": {"layers": 2}, "t5": {"layers": 2}}
 
 
 def build(name: str, **config: Any) -> Any:
     torch.manual_seed(0)
     module = REGISTRY.load(name)
-    return alive(module.Decoder(small_config(module, **config), fused_width=WIDTH, vocabulary_size=VOCABULARY))
+    surroundings = {"fused_width": WIDTH, "specs": {"see": SPECS["see"]}, "tokenizer": tokenizer(VOCABULARY)}
+    return alive(build_decoder(module, small_config(module, **FEWER.get(name, {}), **config), **surroundings))
 
 
 def some_tokens(size: int = 3, length: int = LENGTH, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -40,7 +43,7 @@ def stepped(decoder: Any, clips: Fused, tokens: Tensor) -> Tensor:
 
 
 def test_there_are_decoders() -> None:
-    assert {"bert", "gpt2", "transformer"} <= set(NAMES)
+    assert {"bert", "causal_lm", "git", "gpt2", "t5", "transformer"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -14,7 +14,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch import Tensor
+from transformers.generation import RepetitionPenaltyLogitsProcessor
 
 from avpipe.train import generate
 from avpipe.train.batch import Fused
@@ -232,6 +234,73 @@ def test_a_batch_gives_what_each_clip_gives_alone(
     assert search(seed, clips, **options) == [search(seed, [clip], **options)[0] for clip in clips]
 
 
+@settings(deadline=None, max_examples=40)
+@given(seeds, st.sampled_from([0.6, 1.0, 1.15, 3.0]), st.booleans())
+def test_what_was_said_is_penalised_as_in_transformers(seed: int, penalty: float, are_log_probs: bool) -> None:
+    random = torch.Generator().manual_seed(seed)
+    scores = torch.randn(4, VOCABULARY, generator=random)
+    scores = scores.log_softmax(-1) if are_log_probs else scores
+    said = torch.randint(0, VOCABULARY, (4, 6), generator=random)
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(said, scores)
+    assert torch.equal(generate.penalise(scores, said, penalty), expected)
+
+
+def penalised(scores: Sequence[float], said: tuple[int, ...], penalty: float) -> npt.NDArray[np.float64]:
+    return np.array(
+        [
+            score if word not in said else score * penalty if score < 0 else score / penalty
+            for word, score in enumerate(scores)
+        ]
+    )
+
+
+@settings(deadline=None, max_examples=60)
+@given(seeds, st.sampled_from(SPECIALS), st.integers(2, 4), st.sampled_from([0.6, 1.15, 2.0]), penalties)
+def test_a_search_with_a_penalty_of_repetition(
+    seed: int, special: Special, beams: int, repetition_penalty: float, length_penalty: float
+) -> None:
+    live: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    finished: list[tuple[float, tuple[int, ...]]] = []
+    for _ in range(5):
+        candidates = sorted(
+            (
+                (score + penalised(log_probs_of(seed, 0, said), (special.begin, *said), repetition_penalty)[word],
+                 (*said, word))
+                for score, said in live
+                for word in [*words(special), special.end]
+            ),
+            reverse=True,
+        )[: 2 * beams]  # fmt: skip
+        finished += [found for found in candidates[:beams] if found[1][-1] == special.end]
+        live = [found for found in candidates if found[1][-1] != special.end][:beams]
+    scores = sorted((score / len(said) ** length_penalty for score, said in [*finished, *live]), reverse=True)
+    [found] = search(
+        seed, [0], special, beams=beams, max_tokens=5,
+        length_penalty=length_penalty, repetition_penalty=repetition_penalty,
+    )  # fmt: skip
+    assert [h.score for h in found] == pytest.approx(scores[:beams], abs=1e-4)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seeds, st.sampled_from(SPECIALS), st.sampled_from([0.6, 1.15, 2.0]))
+def test_greedy_decoding_penalises_logits(seed: int, special: Special, repetition_penalty: float) -> None:
+    said: tuple[int, ...] = ()
+    while len(said) < 6 and said[-1:] != (special.end,):
+        scores = penalised(logits_of(seed, 0, said).tolist(), (special.begin, *said), repetition_penalty)
+        said = (*said, max([*words(special), special.end], key=lambda word: scores[word]))
+    [[found]] = search(seed, [0], special, beams=1, max_tokens=6, repetition_penalty=repetition_penalty)
+    assert found.tokens == said
+
+
+def test_a_high_penalty_of_repetition_repeats_less() -> None:
+    def repeated(repetition_penalty: float) -> int:
+        options = {"beams": 3, "max_tokens": 6, "min_tokens": 6, "repetition_penalty": repetition_penalty}
+        found = search(1, range(20), Special(pad=2, begin=2, end=2), **options)
+        return sum(len(row[0].tokens) - len(set(row[0].tokens)) for row in found)
+
+    assert repeated(5.0) < repeated(1.0) < repeated(0.3)
+
+
 def test_more_beams_than_words() -> None:
     [found] = search(0, [0], beams=50, max_tokens=1)
     assert [len(h.tokens) for h in found] == [1, 1, 1]  # the end at once, or one of two words
@@ -279,8 +348,14 @@ def test_the_configuration_says_which_form(monkeypatch: pytest.MonkeyPatch, form
     stub: Any = Stub()
     clips: Any = Clips()
     monkeypatch.setattr(generate, "beam_search", searched)
-    generate.caption_batch(stub, clips, stub, GenerateConfig(length_penalty=0.6, length_penalty_form=form))
-    assert (told["length_penalty"], told["length_penalty_form"]) == (0.6, form)
+    config = GenerateConfig(length_penalty=0.6, length_penalty_form=form, repetition_penalty=1.15)
+    generate.caption_batch(stub, clips, stub, config)
+    assert (told["length_penalty"], told["length_penalty_form"], told["repetition_penalty"]) == (0.6, form, 1.15)
+
+
+def test_a_penalty_of_nothing_is_refused() -> None:
+    with pytest.raises(ValidationError, match="repetition_penalty"):
+        GenerateConfig(repetition_penalty=0)
 
 
 def test_stops_when_nothing_can_get_better(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,9 +157,7 @@ def plain_training(accumulate: int, label_smoothing: float) -> tuple[list[float]
     captions = (caption for clip in clips for caption in clip.captions)
     tokenizer = Tokenizer.trained(captions, vocabulary_size=8000, lower_case=True)
     sources = toys.sources(clips)
-    captioner = checkpoint.build(
-        config, {name: source.spec for name, source in sources.items()}, tokenizer.vocabulary_size
-    )
+    captioner = checkpoint.build(config, {name: source.spec for name, source in sources.items()}, tokenizer)
     matrices, vectors = ([p for p in captioner.parameters() if (p.ndim >= 2) == is_matrix] for is_matrix in (1, 0))
     optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0}])
     data = ClipDataset(clips, sources, tokenizer=tokenizer)
@@ -235,7 +233,7 @@ def test_an_older_run_has_the_settings_that_are_asked_for(unbroken: Path, tmp_pa
 
 def start_of(folder: Path) -> torch.nn.Module:
     """The captioner that a run of seed 0 began with."""
-    words = Tokenizer.load(folder / "checkpoints" / "last").vocabulary_size
+    words = Tokenizer.load(folder / "checkpoints" / "last")
     torch.manual_seed(0)
     return checkpoint.build(toys.config(), {k: s.spec for k, s in toys.sources(toys.clips(1)).items()}, words)
 

@@ -21,6 +21,7 @@ from tests.train import loop_toys as toys
 from tests.train import pretrained_toys
 from tests.train.test_av_tokens_public_weights import as_on_the_hub, cav_mae_file
 from tests.train.test_loop import assert_same
+from tests.train.toys import tokenizer
 
 SMALL = [name for name in recipes() if name.endswith("_small")]
 PAPERS = [name for name in recipes() if name not in ("default", *SMALL)]
@@ -150,7 +151,7 @@ def learner_of(config: RunConfig, vocabulary_size: int = WORDS) -> Learner:
         "eyes": FeatureSpec(name="eyes", encoder="toy", modality="video", dim=4),
         "ears": FeatureSpec(name="ears", encoder="toy", modality="audio", dim=4),
     }
-    learner = Learner(checkpoint.build(config, specs, vocabulary_size), config.objectives, specs)
+    learner = Learner(checkpoint.build(config, specs, tokenizer(vocabulary_size)), config.objectives, specs)
     freeze(learner.named(), config.train.groups)
     return learner
 

@@ -522,7 +522,9 @@ def test_every_fusion_and_every_decoder_is_taught(fusion: str, decoder: str) -> 
     module = fusions.REGISTRY.load(fusion)
     fused = module.Fusion(small_config(module), SPECS)
     module = decoders.REGISTRY.load(decoder)
-    built = module.Decoder(small_config(module), fused_width=fused.width, vocabulary_size=VOCABULARY)
+    built = checkpoint.build_decoder(
+        module, small_config(module), fused_width=fused.width, specs=SPECS, tokenizer=toys.tokenizer(VOCABULARY)
+    )
     captioner = alive(Captioner(fused, built))
     assert isinstance(captioner, Captioner)
     settings = {"cross_entropy": {"weight": 0}, "scst": {"max_tokens": 6, "count": 3}}

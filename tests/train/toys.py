@@ -26,7 +26,7 @@ HOP_SECONDS = {"see": 0.5, "hear": 0.3}
 
 # Clips whole, without sound, without sight, with nothing at all, and with a single row.
 LENGTHS = {"see": (4, 3, 0, 0, 1), "hear": (5, 0, 6, 0, 1)}
-SMALL = {"width": 16, "heads": 2, "feed_forward": 24, "positions": 16, "weights": "random"}
+SMALL = {"width": 16, "heads": 2, "feed_forward": 24, "positions": 16, "weights": "random", "trained": "all"}
 
 
 def batch(

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from avpipe.pipeline import weights
+from avpipe.pipeline import weight_shards
 from avpipe.pipeline.errors import CheckpointError, UsageError
 from avpipe.pipeline.pretrained import Report, json_of, read_network
 from avpipe.train.batch import Fused
@@ -26,14 +26,13 @@ from avpipe.train.layers import initialise
 log = logging.getLogger(__name__)
 
 RANDOM = "random"
-PARTS = {"config": ("config.json",), "weights": ("model.safetensors", "pytorch_model.bin")}
 CROSS_ATTENTION = r"(^|\.)(crossattention|ln_cross_attn)\."
 """Names of what BERT and GPT-2 have for cross-attention alone, in transformers."""
 
 Trained = Literal["all", "cross_attention", "none"]
 
 
-def check_settings(chosen: str, trained: Trained, sizes: Mapping[str, int | None]) -> None:
+def check_settings(chosen: str, trained: str, sizes: Mapping[str, int | None]) -> None:
     """What of the settings goes together.
 
     Args:
@@ -64,8 +63,26 @@ def check_settings(chosen: str, trained: Trained, sizes: Mapping[str, int | None
 class Source:
     """Where the weights come from, and what ``config.json`` says of them."""
 
-    files: weights.WeightFiles
+    files: weight_shards.Shards
     values: Mapping[str, Any]
+
+
+def located(chosen: str, what: str) -> Source | None:
+    """The files of a checkpoint, of whatever network; ``None`` for random weights, with a loud warning.
+
+    Args:
+        chosen: the setting ``weights``.
+        what: decoder asks, for the warning.
+
+    Raises:
+        MissingWeightsError: they are neither here nor to be had.
+        CheckpointError: ``config.json``, or the index of several weight files, cannot be read.
+    """
+    if chosen == RANDOM:
+        log.warning("decoder %s: starts from RANDOM WEIGHTS, as asked for (decoder.weights=random)", what)
+        return None
+    files = weight_shards.find(chosen, "", component="decoder")
+    return Source(files, json_of(files.config))
 
 
 def find(chosen: str, kind: str) -> Source | None:
@@ -79,44 +96,56 @@ def find(chosen: str, kind: str) -> Source | None:
         MissingWeightsError: they are neither here nor to be had.
         CheckpointError: they are of another kind of network.
     """
-    if chosen == RANDOM:
-        log.warning("decoder %s: starts from RANDOM WEIGHTS, as asked for (decoder.weights=random)", kind)
+    source = located(chosen, kind)
+    if source is None:
         return None
-    files = weights.resolve(chosen, PARTS, component="decoder")
-    values = json_of(files.files["config"])
-    if values.get("model_type") != kind:
+    if source.values.get("model_type") != kind:
         raise CheckpointError(
-            f"{files.files['config']}: expected the model_type {kind!r}, got {values.get('model_type')!r}; "
+            f"{source.files.config}: expected the model_type {kind!r}, got {source.values.get('model_type')!r}; "
             "the decoder's name must be that of the network"
         )
-    if not values.get("tie_word_embeddings", True):
+    if not source.values.get("tie_word_embeddings", True):
         raise CheckpointError(
-            f"{files.files['config']}: expected one matrix of words for input and output, got tie_word_embeddings=false"
+            f"{source.files.config}: expected one matrix of words for input and output, got tie_word_embeddings=false"
         )
-    return Source(files, values)
+    return source
 
 
-def check_vocabulary(found: int, vocabulary_size: int, chosen: str) -> None:
+def check_vocabulary(found: int, vocabulary_size: int, chosen: str, *, spare: int = 0) -> None:
     """Refuse a checkpoint that counts other words than the tokenizer.
+
+    Args:
+        found: rows of the checkpoint's matrix of words.
+        vocabulary_size: of the tokenizer.
+        chosen: the setting ``weights``.
+        spare: so many rows may stand for no word: some matrices are longer than their tokenizers, for speed.
 
     Raises:
         UsageError: it does; the message says which tokenizer would fit.
     """
-    if found != vocabulary_size:
+    if not vocabulary_size <= found <= vocabulary_size + spare:
         raise UsageError(
             f"decoder.weights={chosen} has {found} words, the tokenizer has {vocabulary_size}: its numbers mean "
             f"others. Try tokenizer.name={chosen}, or decoder.weights={RANDOM}, which takes any tokenizer"
         )
 
 
-def read(network_class: Any, source: Source, config: Any, *, what: str) -> tuple[Any, Report]:
+def read(network_class: Any, source: Source, config: Any, *, what: str, **options: Any) -> tuple[Any, Report]:
     """A network with the weights of a checkpoint; cross-attention may be new, whole.
+
+    Args:
+        network_class: of transformers.
+        source: of the weights.
+        config: of the network.
+        what: it is, with its article, for messages.
+        options: of :func:`avpipe.pipeline.pretrained.read_network`.
 
     Raises:
         CheckpointError: the file cannot be read, or lacks anything else.
     """
-    path = source.files.files["weights"]
-    network, report = read_network(network_class, path, what=what, may_be_new=CROSS_ATTENTION, config=config)
+    network, report = read_network(
+        network_class, source.files.files[0], what=what, **{"may_be_new": CROSS_ATTENTION, "config": config, **options}
+    )
     log.info("decoder: %s: %s", source.files.id, report)
     return network, report
 
@@ -230,6 +259,13 @@ class State:
         return replace(
             self, past=tuple((key.index_select(0, rows), value.index_select(0, rows)) for key, value in self.past)
         )
+
+    def take(self, rows: Tensor) -> State:
+        """The state before the first token, for the clips at ``rows`` (``(N,)``, int64, repeats allowed)."""
+        seen = self.seen
+        if seen is not None:
+            seen = Seen(data=seen.data[rows], mask=seen.mask[rows], absent=seen.absent[rows])
+        return begin(seen, [(layer.keys[rows], layer.values[rows]) for layer in self.cross.layers])
 
 
 def begin(seen: Seen | None, keys: Iterable[Sequence[Tensor]]) -> State:

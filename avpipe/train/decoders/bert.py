@@ -82,6 +82,7 @@ class Decoder(nn.Module):
 
     Attributes:
         report: what was read of a checkpoint; ``None`` with random weights.
+        weight_files: where it was read; ``None`` with random weights.
 
     Raises:
         MissingWeightsError: the weights are neither here nor to be had.
@@ -91,7 +92,8 @@ class Decoder(nn.Module):
 
     def __init__(self, config: Config, *, fused_width: int, vocabulary_size: int) -> None:
         super().__init__()
-        whole, self.report = _network(config, vocabulary_size)
+        whole, self.report, source = _network(config, vocabulary_size)
+        self.weight_files = source and source.files
         self.bert = whole.bert
         self.transform = whole.cls.predictions.transform
         self.bias = whole.cls.predictions.bias
@@ -143,7 +145,7 @@ def _keys(attention: Any, seen: Tensor) -> list[Tensor]:
     return [split_heads(part(seen), attention.num_attention_heads) for part in (attention.key, attention.value)]
 
 
-def _network(config: Config, vocabulary_size: int) -> tuple[Any, Report | None]:
+def _network(config: Config, vocabulary_size: int) -> tuple[Any, Report | None, shared.Source | None]:
     """``BertLMHeadModel``, random or from a checkpoint."""
     from transformers import BertConfig, BertLMHeadModel
 
@@ -160,11 +162,12 @@ def _network(config: Config, vocabulary_size: int) -> tuple[Any, Report | None]:
         names["positions"] = "max_position_embeddings"
         sizes: dict[str, Any] = {names[key]: size for key, size in config.sizes.items() if size is not None}
         # No id of padding: which token that is, the tokenizer says, and it is never asked about here.
-        return BertLMHeadModel(BertConfig(vocab_size=vocabulary_size, pad_token_id=None, **sizes, **ours)), None
+        return BertLMHeadModel(BertConfig(vocab_size=vocabulary_size, pad_token_id=None, **sizes, **ours)), None, None
     there = BertConfig.from_dict({**source.values, **ours})
     shared.check_vocabulary(there.vocab_size, vocabulary_size, config.weights)
     if config.layers > (layers := source.values.get("num_hidden_layers", 12)):
         raise UsageError(
             f"decoder.layers: expected at most {layers} with weights={config.weights}, got {config.layers}"
         )
-    return shared.read(BertLMHeadModel, source, there, what="a BERT with a language model's head")
+    network, report = shared.read(BertLMHeadModel, source, there, what="a BERT with a language model's head")
+    return network, report, source

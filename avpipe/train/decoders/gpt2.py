@@ -99,6 +99,7 @@ class Decoder(nn.Module):
 
     Attributes:
         report: what was read of a checkpoint; ``None`` with random weights.
+        weight_files: where it was read; ``None`` with random weights.
 
     Raises:
         MissingWeightsError: the weights are neither here nor to be had.
@@ -109,7 +110,8 @@ class Decoder(nn.Module):
 
     def __init__(self, config: Config, *, fused_width: int, vocabulary_size: int) -> None:
         super().__init__()
-        self.transformer, self.report = _network(config, vocabulary_size)
+        self.transformer, self.report, source = _network(config, vocabulary_size)
+        self.weight_files = source and source.files
         self.sees = config.cross_attention
         self.max_tokens = int(self.transformer.config.n_positions)
         self.project = shared.entrance(fused_width, self.transformer.config.n_embd) if self.sees else nn.Identity()
@@ -162,7 +164,7 @@ def _keys(attention: Any, seen: Tensor) -> list[Tensor]:
     return [split_heads(part, attention.num_heads) for part in attention.c_attn(seen).chunk(2, dim=-1)]
 
 
-def _network(config: Config, vocabulary_size: int) -> tuple[Any, Report | None]:
+def _network(config: Config, vocabulary_size: int) -> tuple[Any, Report | None, shared.Source | None]:
     """``GPT2Model``, random or from a checkpoint."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -199,7 +201,7 @@ def _network(config: Config, vocabulary_size: int) -> tuple[Any, Report | None]:
         _set_heads(network, config.cross_attention_heads)
         if report is None or report.new:
             _start(network, config)
-    return network, report
+    return network, report, source
 
 
 def _set_heads(network: Any, heads: int | None) -> None:
