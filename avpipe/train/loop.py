@@ -8,11 +8,12 @@ import math
 import os
 import platform
 import random
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,9 @@ class TrainResult:
         best_score: its validation score; ``None`` where nothing was scored, and best is last.
         stopped_early: whether patience ran out.
         parameters: how many are trained.
+        parameters_total: how many there are, the frozen ones too.
         seconds: of this call.
+        peak_memory_bytes: the most that was held at a time: on the GPU, or by this process where there is none.
     """
 
     step: int
@@ -64,7 +67,9 @@ class TrainResult:
     best_score: float | None
     stopped_early: bool
     parameters: int
+    parameters_total: int
     seconds: float
+    peak_memory_bytes: int
 
 
 @dataclass(slots=True)
@@ -100,7 +105,7 @@ def train(
         sources: features by feature-set name.
         train_clips: clips to learn from; those without caption or without any feature are left out.
         val_clips: clips to choose the best checkpoint by.
-        run_folder: gets ``config.yaml``, ``env.json``, ``metrics.jsonl``, ``checkpoints/``.
+        run_folder: gets ``config.yaml``, ``env.json``, ``metrics.jsonl``, ``checkpoints/``, at the end ``result.json``.
         score: of the validation captions; ``None``: no validation, and the last checkpoint is the best.
         on_event: told of steps and validations.
 
@@ -292,14 +297,19 @@ def train(
 
     if log:
         log.close()
-    return TrainResult(
+    result = TrainResult(
         step=progress.step,
         best_step=progress.best_step,
         best_score=progress.best_score,
         stopped_early=progress.step < total_steps,
         parameters=sum(parameter.numel() for parameter in learner.parameters() if parameter.requires_grad),
+        parameters_total=sum(parameter.numel() for parameter in learner.parameters()),
         seconds=time.monotonic() - started,
+        peak_memory_bytes=_peak_memory_bytes(),
     )
+    if is_main:
+        write_json(run_folder / "result.json", asdict(result))
+    return result
 
 
 # -- the parts of a step -----------------------------------------------------------------------------------------------
@@ -421,6 +431,13 @@ class _Log:
         self._file.close()
         if self._board:
             self._board.close()
+
+
+def _peak_memory_bytes() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _environment(accelerator: Accelerator) -> dict[str, Any]:
