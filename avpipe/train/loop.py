@@ -42,6 +42,9 @@ Score = Callable[[Mapping[str, str]], float]
 OnEvent = Callable[[Mapping[str, Any]], None]
 """Told of every step (``event: "step"``; ``step, steps, loss, clips``) and validation (``event: "validation"``)."""
 
+MakeTokenizer = Callable[[RunConfig, Sequence[Clip]], Tokenizer]
+"""Of a run, from the clips that it learns from."""
+
 
 HELD_SHARE = 0.6
 """Of all steps, the share for which ``schedule: hold`` holds the learning rate."""
@@ -93,6 +96,7 @@ def train(
     val_clips: Sequence[Clip],
     run_folder: Path,
     score: Score | None = None,
+    make_tokenizer: MakeTokenizer | None = None,
     on_event: OnEvent = lambda event: None,
 ) -> TrainResult:
     """Train a captioner, or go on where a former call was broken off.
@@ -107,6 +111,7 @@ def train(
         val_clips: clips to choose the best checkpoint by.
         run_folder: gets ``config.yaml``, ``env.json``, ``metrics.jsonl``, ``checkpoints/``, at the end ``result.json``.
         score: of the validation captions; ``None``: no validation, and the last checkpoint is the best.
+        make_tokenizer: gives what :func:`new_tokenizer` would, which is asked where nothing is given here.
         on_event: told of steps and validations.
 
     Raises:
@@ -136,7 +141,7 @@ def train(
     # -- tokenizer, model, optimizer -----------------------------------------------------------------------------------
     last, best = run_folder / "checkpoints" / "last", run_folder / "checkpoints" / "best"
     resumed = checkpoint.find(last)
-    tokenizer = Tokenizer.load(resumed) if resumed else _new_tokenizer(config, usable)
+    tokenizer = Tokenizer.load(resumed) if resumed else (make_tokenizer or new_tokenizer)(config, usable)
     captioner = checkpoint.build(config, specs, tokenizer.vocabulary_size)
     learner = Learner(captioner, config.objectives, specs)
     progress, state = _Progress(), None
@@ -361,7 +366,12 @@ def _precision(asked: str) -> str:
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
 
 
-def _new_tokenizer(config: RunConfig, clips: Sequence[Clip]) -> Tokenizer:
+def new_tokenizer(config: RunConfig, clips: Sequence[Clip]) -> Tokenizer:
+    """The tokenizer of a new training, by ``config.tokenizer`` and the captions of the clips alone.
+
+    Raises:
+        MissingWeightsError, UsageError: see :meth:`Tokenizer.from_hub`.
+    """
     if config.tokenizer.name != "trained":
         return Tokenizer.from_hub(config.tokenizer.name)
     return Tokenizer.trained(
