@@ -10,9 +10,6 @@ import typer
 
 from avpipe.cli._app import FAILED_CLIPS, GpusOption, JsonOption, WorkspaceOption, app, counted
 
-LINE = 200
-"""Characters of the widest table that a log gets."""
-
 
 @app.command()
 def sweep(
@@ -63,8 +60,11 @@ def sweep(
     if as_json:
         typer.echo(json.dumps(board.to_json()))
     else:
-        out.print(board.rich(), soft_wrap=False, width=None if out.is_terminal else LINE)
-        out.print(board.footnote(), markup=False)
+        if out.is_terminal:
+            out.print(board.rich(), soft_wrap=False)
+            out.print(board.footnote(), markup=False)
+        else:  # a log has no width to fit into
+            out.print(board.markdown(), markup=False)
         out.print(f"-> {paths[0]}", markup=False)
     for run, reason in failed.items():
         err.print(f"{run} failed: {reason}", markup=False)

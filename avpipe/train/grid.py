@@ -133,7 +133,7 @@ def read_grid(path: Path) -> Grid:
     for choices in expand(axes, excluded):
         asked = {**top, **fixed, **choices}
         recipe = asked.pop("recipe")
-        overrides = tuple(f"{_SHORT.get(key, key)}={_json(asked[key])}" for key in _laid(asked))
+        overrides = tuple(f"{_full(key)}={_json(asked[key])}" for key in _laid(asked))
         try:
             config = read(recipe, overrides)
         except ConfigError as error:
@@ -227,7 +227,7 @@ def _keyed(values: Mapping[str, Any], where: str, faults: list[str]) -> dict[str
         key = ".".join(part.strip() for part in given.split(".")).replace("-", "_")
         key = long.get(key, key)
         if key in found:
-            faults.append(f"{where}.{given}: stands there twice, as {_SHORT.get(key, key)} too")
+            faults.append(f"{where}.{given}: stands there twice, as {_full(key)} too")
         if not all(key.split(".")) or "=" in key:
             faults.append(f"{where}: expected dotted keys such as train.lr, got {given!r}")
         if key == "recipe":
@@ -270,7 +270,11 @@ def _excluded(entry: Mapping[str, Any], where: str, axes: Mapping[str, list[Any]
 
 def _laid(keys: Iterable[str]) -> list[str]:
     """The order in which keys are laid over a recipe: what holds another comes before it."""
-    return sorted(keys, key=lambda key: len(_SHORT.get(key, key).split(".")))
+    return sorted(keys, key=lambda key: _full(key).count("."))
+
+
+def _full(key: str) -> str:
+    return _SHORT.get(key, key)
 
 
 def _canonical(value: Any) -> str:

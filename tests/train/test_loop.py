@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file
 
-from avpipe.api.training import _differences
+from avpipe.api.training import run_differences as _differences
 from avpipe.pipeline.errors import CheckpointError, ConfigError, DataError, FingerprintError, TrainingError
 from avpipe.train import checkpoint
 from avpipe.train.dataset import ClipDataset, epoch_items
