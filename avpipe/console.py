@@ -213,8 +213,8 @@ def show_sweep(name: str) -> Iterator[tuple[OnPlan, OnEvent]]:
                 advance_to(task, 0)
             case Progress(task=task, data={"event": "step", "step": step}):
                 advance_to(task, step)
-            case Progress(task=task, data={"event": "validation", "score": float(score)}):
-                best[task] = max(score, best.get(task, score))
+            case Progress(task=task, data={"event": "result", "best_score": float(score)}):
+                best[task] = score
             case Done(task=task, counts=counts):
                 advance_to(task, steps.get(task, 0), {f"runs {what}": count for what, count in counts.items()})
                 scored = f", best CIDEr {best[task]:.4f} on val" if task in best else ""

@@ -168,7 +168,7 @@ class CellWorker:
             material = self._setting.materials[task.config.dataset]
             sources = self._sources(task.config)
             _fresh_start()
-            train_run(
+            result = train_run(
                 workspace,
                 task.name,
                 task.config,
@@ -179,6 +179,7 @@ class CellWorker:
                 make_tokenizer=self._tokenizer,
                 on_event=on_event,
             )
+            tell.progress(task.name, {"event": "result", "best_score": result.best_score})
         if task.split:
             score_run(workspace, task.name, task.split)
 

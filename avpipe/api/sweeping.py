@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from avpipe.api.leaderboard import Leaderboard
     from avpipe.api.sweep_worker import CellTask, Material
     from avpipe.pipeline.clip import Clip
-    from avpipe.pipeline.runner import Event
+    from avpipe.pipeline.runner import Event, RunReport
     from avpipe.pipeline.store import FeatureSet
     from avpipe.train.config import RunConfig
     from avpipe.train.dataset import FeatureSource
@@ -93,50 +93,35 @@ class Sweep:
             gpus: how many; 0 = the CPU; default: all there are, or the CPU. Several jobs may share one.
             engine: what runs the processes: ``"local"`` or ``"ray"``.
             on_plan: told of the steps of every run that is to be trained.
-            on_event: told of everything; the data of a ``Progress`` are what a training tells.
+            on_event: told of everything; the data of a ``Progress`` are what a training tells (of its steps four times
+                a second), and at its end ``event: "result"`` with its ``best_score``.
 
         Raises:
             ConfigError: cells cannot be trained, or runs of their names have other settings; all faults at once.
             AvpipeError: another process is at it; no process can be started.
         """
-        from avpipe.api.leaderboard import failure_file, is_scored, is_trained
-        from avpipe.api.sweep_worker import CellWorker, Setting
+        from avpipe.api.sweep_worker import CellWorker, Setting, hold
         from avpipe.pipeline import runner
         from avpipe.pipeline.engines import ENGINES
-        from avpipe.pipeline.files import atomic_write
+        from avpipe.train.dataset import CACHED_SHARE
 
         _check_split(split)
         place = ENGINES.load(engine)
         with _alone(self.folder) if is_to_train else nullcontext():
-            cells, datasets = self._resolved(is_to_train=is_to_train)
-            tasks = []
-            for name, config in cells.items():
-                folder = self.workspace.run(name)
-                is_done = is_trained(folder)
-                if not is_done and not is_to_train:
-                    continue
-                if not is_done or not is_scored(folder, split):
-                    tasks.append(_task(name, config, is_to_train=not is_done, split=split if split != "val" else ""))
+            configs, datasets = self._resolved(is_to_train=is_to_train)
+            tasks = self._tasks(configs, split, is_to_train=is_to_train)
             if not tasks:
-                return SweepReport(worked=(), failed={}, skipped=len(cells))
+                return SweepReport(worked=(), failed={}, skipped=len(configs))
             devices, gpu_share = _devices(place.devices(gpus), jobs, lambda: place.cores(1) // (threads or 1))
             devices = devices[: len(tasks)]
             threads = threads or (1 if devices[0] == "cpu" else place.cores(len(devices)))
-            materials = {name: dataset.material(tasks, name) for name, dataset in datasets.items()}
-            if on_plan and any(task.is_to_train for task in tasks):
-                on_plan(
-                    {
-                        task.name: steps_of(task.config, datasets[task.config.dataset])
-                        for task in tasks
-                        if task.is_to_train
-                    }
-                )
-            share = _memory_share()
-            if engine == "local":
-                from avpipe.api.sweep_worker import hold
-
+            trained = [task for task in tasks if task.is_to_train]
+            if on_plan and trained:
+                on_plan({task.name: steps_of(task.config, datasets[task.config.dataset]) for task in trained})
+            materials = {name: datasets[name].material(trained) for name in {task.config.dataset for task in trained}}
+            if engine == "local":  # on other machines, each process holds its own
                 materials = {
-                    name: replace(material, held=hold(material, share) if material.wishes else {})
+                    name: replace(material, held=hold(material, CACHED_SHARE)) if material.wishes else material
                     for name, material in materials.items()
                 }
             setting = Setting(
@@ -145,29 +130,47 @@ class Sweep:
                 devices=devices,
                 threads=threads,
                 materials=materials,
-                memory_share=share / len(devices),
+                memory_share=CACHED_SHARE / len(devices),
             )
-            needs = runner.Needs(cores=threads, gpus=gpu_share)
             report = runner.run(
                 tasks,
                 partial(CellWorker, setting),
                 processes=len(devices),
-                engine=partial(place.Pool, needs=needs),
+                engine=partial(place.Pool, needs=runner.Needs(cores=threads, gpus=gpu_share)),
                 on_event=on_event or runner.ignore,
             )
-            failed = {}
-            for task in tasks:
-                file = failure_file(self.workspace, self.grid.name, task.name)
-                if task.name in report.failed:  # its processes died, and could not say so themselves
-                    with atomic_write(file) as aside:
-                        aside.write_text(f"{report.failed[task.name]}\n", encoding="utf-8")
-                if file.exists():
-                    failed[task.name] = file.read_text(encoding="utf-8").partition("\n\n")[0].strip()
-            return SweepReport(
-                worked=tuple(name for name in report.done if name not in failed),
-                failed=failed,
-                skipped=len(cells) - len(tasks),
-            )
+        failed = self._failures(tasks, report)
+        worked = tuple(name for name in report.done if name not in failed)
+        return SweepReport(worked=worked, failed=failed, skipped=len(configs) - len(tasks))
+
+    def _tasks(self, configs: Mapping[str, RunConfig], split: str, *, is_to_train: bool) -> list[CellTask]:
+        """What remains to be done, in the order of the grid."""
+        from avpipe.api.leaderboard import is_scored, is_trained
+        from avpipe.api.sweep_worker import CellTask
+
+        tasks = []
+        for name, config in configs.items():
+            folder = self.workspace.run(name)
+            is_done = is_trained(folder)
+            if (is_done and not is_scored(folder, split)) or (is_to_train and not is_done):
+                scored = split if split != "val" else ""
+                tasks.append(CellTask(name=name, config=config, is_to_train=not is_done, split=scored))
+        return tasks
+
+    def _failures(self, tasks: Iterable[CellTask], report: RunReport) -> dict[str, str]:
+        """Why some runs failed."""
+        from avpipe.api.leaderboard import failure_file
+        from avpipe.pipeline.files import atomic_write
+
+        failed = {}
+        for task in tasks:
+            file = failure_file(self.workspace, self.grid.name, task.name)
+            if task.name in report.failed:  # its processes died, and could not say so themselves
+                with atomic_write(file) as aside:
+                    aside.write_text(f"{report.failed[task.name]}\n", encoding="utf-8")
+            if file.exists():
+                failed[task.name] = file.read_text(encoding="utf-8").partition("\n\n")[0].strip()
+        return failed
 
     def _resolved(self, *, is_to_train: bool) -> tuple[dict[str, RunConfig], dict[str, _Dataset]]:
         """The configuration of every run, with its dataset and feature sets, and what is known of these.
@@ -197,8 +200,9 @@ class Sweep:
                 continue
             try:
                 name = choose_dataset(self.workspace, cell.config.dataset or None, extracted=True)
-                dataset = datasets.setdefault(name, _Dataset(self.workspace, name))
-                sources = dataset.open(cell.config)
+                if name not in datasets:
+                    datasets[name] = _Dataset(self.workspace, name)
+                sources = datasets[name].open(cell.config)
             except AvpipeError as error:
                 wrong.setdefault(str(error), []).append(cell.label)
                 continue
@@ -279,12 +283,12 @@ class _Dataset:
             self._chosen[key] = tuple(found)
         return {name: self.opened[name] for name in self._chosen[key]}
 
-    def material(self, tasks: Sequence[CellTask], name: str) -> Material:
-        """What the processes are given."""
+    def material(self, tasks: Iterable[CellTask]) -> Material:
+        """What the processes are given, for those of the tasks that are on this dataset."""
         from avpipe.api.sweep_worker import Material
         from avpipe.eval import ValidationScorer
 
-        configs = [task.config for task in tasks if task.is_to_train and task.config.dataset == name]
+        configs = [task.config for task in tasks if task.config.dataset == self.name]
         wishes: dict[str, bool] = {}
         for config in configs:
             for feature_set in config.features if config.train.cache_features != "no" else ():
@@ -292,18 +296,12 @@ class _Dataset:
         references = {clip.clip_id: clip.captions for clip in self.val_clips if clip.captions}
         sources: Mapping[str, FeatureSource] = self.opened
         return Material(
-            train_clips=self.train_clips if configs else (),
-            val_clips=self.val_clips if configs else (),
+            train_clips=self.train_clips,
+            val_clips=self.val_clips,
             sources=sources,
             wishes=wishes,
-            score=ValidationScorer(references) if references and configs else None,
+            score=ValidationScorer(references) if references else None,
         )
-
-
-def _task(name: str, config: RunConfig, *, is_to_train: bool, split: str) -> CellTask:
-    from avpipe.api.sweep_worker import CellTask
-
-    return CellTask(name=name, config=config, is_to_train=is_to_train, split=split)
 
 
 def _devices(
@@ -316,12 +314,6 @@ def _devices(
     return tuple(there[index % len(there)] for index in range(count)), 1 / math.ceil(count / len(there))
 
 
-def _memory_share() -> float:
-    from avpipe.train.dataset import CACHED_SHARE
-
-    return CACHED_SHARE
-
-
 def _faults(check: Callable[[], None]) -> list[str]:
     try:
         check()
@@ -332,17 +324,16 @@ def _faults(check: Callable[[], None]) -> list[str]:
     return []
 
 
-def _advice(wrong: Mapping[str, Sequence[str]], cells: Iterable[Cell]) -> list[str]:
+def _advice(wrong: Mapping[str, Sequence[str]], cells: Sequence[Cell]) -> list[str]:
     """How to leave the faulty cells out, if others remain."""
     labels = {label for found in wrong.values() for label in found}
     faulty = [cell for cell in cells if cell.label in labels]
-    left = len(list(cells)) - len(faulty)
-    if not left:
+    if len(faulty) == len(cells):
         return []
     example = json.dumps(dict(faulty[0].choices), ensure_ascii=False)
     return [
-        f"{len(faulty)} cells are wrong, {left} are well; to go on with these, name the others under exclude, "
-        f"for example {example}, or what several have in common"
+        f"{len(faulty)} of {len(cells)} cells are wrong; to go on with the others, put what they have in common under "
+        f"exclude, for example {example} or less of it"
     ]
 
 

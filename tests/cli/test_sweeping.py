@@ -18,6 +18,7 @@ from avpipe.api import sweep_worker
 from avpipe.api.leaderboard import Spread, failure_file, is_trained
 from avpipe.api.sweep_worker import visible
 from avpipe.api.sweeping import _devices
+from avpipe.data_manifests import manifest
 from avpipe.pipeline.errors import AvpipeError, TrainingError, UsageError
 from avpipe.pipeline.runner import Died, Event, Progress, Started
 from avpipe.pipeline.workspace import Workspace
@@ -273,16 +274,20 @@ def test_precisions_share_a_process(work: Any, used: Workspace) -> None:
     assert seen == ["no", "bf16"]
 
 
-def test_features_are_read_once_and_tokenizers_trained_once(work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_manifest_and_features_are_read_once_and_tokenizers_trained_once(
+    work: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from avpipe.pipeline.store import FeatureSet
 
-    reads, made = [], []
-    read, new_tokenizer = FeatureSet.read, sweep_worker.new_tokenizer
+    reads, made, parsed = [], [], []
+    read, new_tokenizer, parse = FeatureSet.read, sweep_worker.new_tokenizer, manifest.read
+    monkeypatch.setattr(manifest, "read", lambda *given, **more: parsed.append(given) or parse(*given, **more))
     monkeypatch.setattr(FeatureSet, "read", lambda *given: reads.append(given[1:]) or read(*given))
     monkeypatch.setattr(sweep_worker, "new_tokenizer", lambda *given: made.append(given) or new_tokenizer(*given))
     report, _ = work(set={"train.epochs": 1}, grid={"seed": [0, 1], "tokenizer.vocabulary_size": [300, 400]})
     assert len(report.worked) == 4
     assert len(made) == 2
+    assert len(parsed) == 1
     of_a_look, of_the_clips = 2 * 8, 2 * 26  # whether they fit, is asked of eight clips
     assert len(reads) <= 2 * of_a_look + of_the_clips
 
@@ -308,7 +313,7 @@ def test_jobs_share_what_there_is() -> None:
     [
         ({"grid": {"fusion": ["coattention"], "fusion.pool": ["post"], "objectives.contrastive.weight": [0, 0.5],
                    "modalities": [["video"], ["video", "audio"]]}},
-         ["objectives.contrastive: ", "1 cells are wrong, 3 are well"]),
+         ["objectives.contrastive: ", "1 of 4 cells are wrong; to go on with the others"]),
         ({"grid": {"modalities": [["text"], ["video"]]}}, ["[modalities=text] no feature set of 'toy' is of modality"]),
         ({"grid": {"features": [["eyes"], ["nose"]]}}, ["unknown feature set 'nose'; known: ears, eyes"]),
         ({"dataset": "toi"}, ["unknown dataset 'toi' (did you mean 'toy'?)"]),
