@@ -1,9 +1,9 @@
 """How long a sweep takes, against the same runs as `avpipe train`, one process after the other.
 
-Both train the same cells to the same losses, which is checked row by row. They take turns: while one has the machine for
-some seconds, all processes of the other are stopped, and what counts is the time that each had. So whatever else the
-machine does meets both alike. Each separate run has one thread, as each run of the sweep has; `--threads 2` gives them
-more, in which case the losses may differ in their last digits and are not compared.
+Both train the same cells to the same losses, which is checked row by row. They take turns: while one has the machine
+for some seconds, all processes of the other are stopped, and what counts is the time that each had. So whatever else
+the machine does meets both alike. Each separate run has one thread, as each run of the sweep has; `--threads 2` gives
+them more, in which case the losses may differ in their last digits and are not compared.
 
     python benchmarks/sweep.py                      # 12 cells of 24 epochs on 200 clips; some 6 minutes on two cores
     python benchmarks/sweep.py --epochs 12 --jobs 1 --json results.json
