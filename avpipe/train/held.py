@@ -43,18 +43,16 @@ class HeldFeatures:
             if clip_id in source
             for view in range(self.spec.views)
         ]
-        # Twice over the source would read it twice: the block grows as the clips come.
-        block = _Block()
+        block = _Block()  # grows as the clips come: how many rows they have is known when they are read
         self._rows: dict[tuple[str, int], int] = {}
+        self._dtype: np.dtype[Any] = np.dtype(np.float32)
         times = []
-        dtype: np.dtype[Any] = np.dtype(np.float32)
         for key in keys:
             features = source.read(*key)
-            dtype = features.data.dtype
+            self._dtype = features.data.dtype
             block.append(np.ascontiguousarray(features.data))
             times.append(features.pts_seconds.astype(np.float64))
             self._rows[key] = len(features.data)
-        self._dtype, self._data_bytes = dtype, block.size
         block.append(np.zeros(-block.size % 8, np.uint8))  # the times that follow are aligned
         self._times_start = block.size
         for pts_seconds in times:
