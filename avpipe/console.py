@@ -25,7 +25,7 @@ SECONDS_BETWEEN_LINES = 60.0
 out = Console(highlight=False, soft_wrap=True, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
-__all__ = ["Meter", "err", "escape", "out", "show_extraction", "show_progress", "show_training"]
+__all__ = ["Meter", "err", "escape", "out", "show_extraction", "show_progress", "show_sweep", "show_training"]
 
 
 class Meter:
@@ -176,6 +176,54 @@ def show_training() -> Iterator[OnEvent]:
 
     try:
         yield on_event
+    finally:
+        if meter is not None:
+            meter.__exit__(None, None, None)
+
+
+OnPlan = Callable[[Mapping[str, int]], None]
+
+
+@contextmanager
+def show_sweep(name: str) -> Iterator[tuple[OnPlan, OnEvent]]:
+    """A meter for many trainings: steps done of all steps, runs done, time left; and a line for every run that ends.
+
+    Gives two functions: one is told of the steps of each run before they begin, the other of events.
+    """
+    from avpipe.pipeline.runner import Died, Done, Progress, Started
+
+    meter: Meter | None = None
+    steps: dict[str, int] = {}
+    reached: dict[str, int] = {}
+    best: dict[str, float] = {}
+
+    def on_plan(planned: Mapping[str, int]) -> None:
+        nonlocal meter
+        steps.update(planned)
+        meter = Meter(f"sweep {name}", sum(planned.values()), "steps").__enter__()
+
+    def advance_to(task: str, step: int, counts: Mapping[str, int] | None = None) -> None:
+        if meter is not None:
+            meter.advance(step - reached.get(task, 0), counts)
+        reached[task] = step
+
+    def on_event(event: Any) -> None:
+        match event:
+            case Started(task=task):  # perhaps again, after its process died: it goes on from its last checkpoint
+                advance_to(task, 0)
+            case Progress(task=task, data={"event": "step", "step": step}):
+                advance_to(task, step)
+            case Progress(task=task, data={"event": "result", "best_score": float(score)}):
+                best[task] = score
+            case Done(task=task, counts=counts):
+                advance_to(task, steps.get(task, 0), {f"runs {what}": count for what, count in counts.items()})
+                scored = f", best CIDEr {best[task]:.4f} on val" if task in best else ""
+                err.print(f"{task}: {', '.join(counts)}{scored}", markup=False)
+            case Died(reason=reason) if reason != "ended with exit status 0":
+                err.print(f"a process {reason}; its run goes on from its last checkpoint", markup=False)
+
+    try:
+        yield on_plan, on_event
     finally:
         if meter is not None:
             meter.__exit__(None, None, None)

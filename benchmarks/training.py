@@ -6,8 +6,8 @@ Renders clips of 4 seconds, extracts them with `clip_vit` (ViT-B-32, random weig
 clip) and `log_mel`, and trains the default recipe on the two:
 
 - *waiting*: seconds that the loop waited for a batch, as a share of all seconds between the first and the last step of
-  epochs after the first; features in memory, read from files that are in the page cache, and read from the disk (dropped
-  from the page cache before each epoch), with and without a process that reads ahead;
+  epochs after the first; features in memory, read from files that are in the page cache, and read from the disk
+  (dropped from the page cache before each epoch), with and without a process that reads ahead;
 - *live*: seconds of one such epoch against seconds of the same extraction on all cores, which is the least that running
   the encoders in every epoch costs beside the training itself.
 """

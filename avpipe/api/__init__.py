@@ -9,10 +9,13 @@ from avpipe.api.features import diff_features, export_features, find_features, i
 from avpipe.api.places import choose_dataset, choose_run, open_workspace
 from avpipe.api.preparing import clips_of, export_manifest, prepare
 from avpipe.api.scoring import caption, captions_of, score_files, score_run
+from avpipe.api.sweeping import Sweep, SweepReport, sweep
 from avpipe.api.training import open_features, train
 
 __all__ = [
     "Extraction",
+    "Sweep",
+    "SweepReport",
     "caption",
     "captions_of",
     "choose_dataset",
@@ -31,6 +34,7 @@ __all__ = [
     "prepare",
     "score_files",
     "score_run",
+    "sweep",
     "train",
     "verify",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,15 +18,30 @@ if TYPE_CHECKING:
     from avpipe.eval import ScoreReport
     from avpipe.eval.coverage import Missing
     from avpipe.pipeline.captions import Caption
+    from avpipe.pipeline.clip import Clip
     from avpipe.pipeline.features import Features, FeatureSpec
     from avpipe.train.checkpoint import LoadedCaptioner
     from avpipe.train.dataset import FeatureSource
 
 
-def captions_of(workspace: Workspace, run: str, split: str) -> dict[str, str]:
+def captions_of(
+    workspace: Workspace,
+    run: str,
+    split: str,
+    *,
+    clips: Sequence[Clip] | None = None,
+    sources: Mapping[str, FeatureSource] | None = None,
+) -> dict[str, str]:
     """The captions of one split by a run's best checkpoint; made if they are not there, or older than it.
 
     Written to ``captions/<split>.json`` of the run in the COCO results form.
+
+    Args:
+        workspace: where the run lies.
+        run: its name.
+        split: which clips.
+        clips: all of the split, where they are at hand; default: read from the manifest.
+        sources: the run's feature sets, where they are at hand, with all of these clips; default: opened.
 
     Raises:
         CheckpointError: the run has no whole checkpoint.
@@ -43,9 +58,12 @@ def captions_of(workspace: Workspace, run: str, split: str) -> dict[str, str]:
     if path.exists() and made_by.exists() and made_by.read_text(encoding="utf-8") == loaded.name:
         return dict(read_results(path))
     dataset = loaded.config.dataset
-    clips = manifest.read(workspace.manifest(dataset), splits=[split]).clips
-    sources = open_features(workspace, dataset, list(loaded.specs))
-    check_extracted(dataset, sources, [clip.clip_id for clip in clips])
+    if clips is None:
+        clips = manifest.read(workspace.manifest(dataset), splits=[split]).clips
+    if sources is None:
+        opened = open_features(workspace, dataset, list(loaded.specs))
+        check_extracted(dataset, opened, [clip.clip_id for clip in clips])
+        sources = opened
     captions = {caption.clip_id: caption.text for caption in caption_clips(loaded, clips, sources, device=device())}
     made_by.unlink(missing_ok=True)
     write_results(path, captions)

@@ -12,9 +12,11 @@ from avpipe.pipeline.errors import DataError, UnknownNameError, UsageError
 from avpipe.pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
+    from avpipe.pipeline.clip import Clip
     from avpipe.pipeline.store import FeatureSet
     from avpipe.train.config import RunConfig
-    from avpipe.train.loop import OnEvent, TrainResult
+    from avpipe.train.dataset import FeatureSource
+    from avpipe.train.loop import MakeTokenizer, OnEvent, Score, TrainResult
 
 
 def train(
@@ -51,13 +53,9 @@ def train(
         UsageError: a name or a setting is wrong; a run of that name has other settings.
         StoreError: features are missing or damaged.
     """
-    from accelerate import PartialState
-
-    from avpipe.api.scoring import captions_of
     from avpipe.data_manifests import manifest
     from avpipe.eval import ValidationScorer
     from avpipe.train.config import read
-    from avpipe.train.loop import train
 
     asked = {"dataset": dataset, "fusion": fusion, "train.seed": seed}
     settings: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
@@ -70,22 +68,70 @@ def train(
     clips = manifest.read(workspace.manifest(dataset), splits=("train", "val"))
     check_extracted(dataset, sources, [clip.clip_id for clip in clips.clips])
     name = _run_name(workspace, config, name)
-    start = _checkpoint_of(workspace, name, config.train.init_from)
+    _checkpoint_of(workspace, name, config.train.init_from)  # told before anything is prepared
     val = [clip for clip in clips.split("val") if clip.captions]
     score = ValidationScorer({clip.clip_id: clip.captions for clip in val}) if val else None
-    result = train(
+    result = train_run(
+        workspace,
+        name,
         config,
         sources=sources,
         train_clips=clips.split("train"),
+        val_clips=clips.split("val"),
+        score=score,
+        on_event=on_event,
+    )
+    return name, result
+
+
+def train_run(
+    workspace: Workspace,
+    name: str,
+    config: RunConfig,
+    *,
+    sources: Mapping[str, FeatureSource],
+    train_clips: Sequence[Clip],
+    val_clips: Sequence[Clip],
+    score: Score | None,
+    make_tokenizer: MakeTokenizer | None = None,
+    on_event: OnEvent | None = None,
+) -> TrainResult:
+    """Train one run of which all is known, or go on with it; then caption the validation split with the best.
+
+    Args:
+        workspace: where the run lies.
+        name: of the run.
+        config: with the dataset and its feature sets.
+        sources: features by name.
+        train_clips: all of the split.
+        val_clips: all of the split; those with captions choose the best checkpoint.
+        score: of captions of those; ``None`` if there are none.
+        make_tokenizer: see :func:`avpipe.train.loop.train`.
+        on_event: told of steps and validations.
+
+    Raises:
+        AvpipeError: see :func:`avpipe.train.loop.train`.
+    """
+    from accelerate import PartialState
+
+    from avpipe.api.scoring import captions_of
+    from avpipe.train.loop import train
+
+    val = [clip for clip in val_clips if clip.captions]
+    result = train(
+        config,
+        sources=sources,
+        train_clips=train_clips,
         val_clips=val,
         run_folder=workspace.run(name),
-        init_from=start,
+        init_from=_checkpoint_of(workspace, name, config.train.init_from),
         score=score,
+        make_tokenizer=make_tokenizer,
         on_event=on_event or (lambda event: None),
     )
     if val and PartialState().is_main_process:
-        captions_of(workspace, name, "val")
-    return name, result
+        captions_of(workspace, name, "val", clips=val_clips, sources=sources)
+    return result
 
 
 def open_features(
@@ -144,7 +190,7 @@ def _run_name(workspace: Workspace, config: RunConfig, name: str | None) -> str:
     """The name asked for, or one made of the settings; never that of a run with other settings."""
     if name is not None:
         check_folder_name("name of a run", name)
-        differences = _differences(workspace.run(name), config)
+        differences = run_differences(workspace.run(name), config)
         if differences:
             listed = "\n".join(f"  - {line}" for line in differences)
             raise UsageError(
@@ -155,7 +201,7 @@ def _run_name(workspace: Workspace, config: RunConfig, name: str | None) -> str:
     parts = [config.dataset, config.fusion["name"], *config.modalities, f"seed{config.train.seed}"]
     base = "-".join(parts)
     names = [base, *(f"{base}-{number}" for number in range(2, 10_000))]
-    return next(candidate for candidate in names if not _differences(workspace.run(candidate), config))
+    return next(candidate for candidate in names if not run_differences(workspace.run(candidate), config))
 
 
 def _checkpoint_of(workspace: Workspace, run: str, init_from: str | None) -> Path | None:
@@ -175,7 +221,7 @@ def _checkpoint_of(workspace: Workspace, run: str, init_from: str | None) -> Pat
     raise UnknownNameError("run", init_from, known, "The folder of a checkpoint will do, too.")
 
 
-def _differences(folder: Path, config: RunConfig) -> list[str]:
+def run_differences(folder: Path, config: RunConfig) -> list[str]:
     """How the settings of a run in a folder differ; none if there is no run."""
     from avpipe.pipeline.config import flat, read_yaml
     from avpipe.train.config import check

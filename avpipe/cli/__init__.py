@@ -7,8 +7,8 @@ from avpipe.cli._app import app, main
 
 # The order in which --help lists the commands.
 # isort: off
-from avpipe.cli import preparing, extracting, features, training, scoring, around
+from avpipe.cli import preparing, extracting, features, training, sweeping, scoring, around
 
 # isort: on
 
-__all__ = ["app", "around", "extracting", "features", "main", "preparing", "scoring", "training"]
+__all__ = ["app", "around", "extracting", "features", "main", "preparing", "scoring", "sweeping", "training"]

@@ -18,7 +18,7 @@ from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from avpipe.eval.java import PATIENCE_SECONDS, Java, find_java
 from avpipe.eval.metrics import REGISTRY
@@ -67,6 +67,10 @@ class Tools:
             JavaError: there is none.
         """
         return self._given or find_java()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another machine may have it elsewhere.
+        return {key: value for key, value in self.__dict__.items() if key != "java"}
 
 
 class Metric(Protocol):

@@ -81,7 +81,7 @@ class ValidationScorer:
     """One score of many sets of captions against the same references, which are tokenised once.
 
     For choosing the best checkpoint while training: an empty caption is scored as one, because a model that has
-    learnt little writes them.
+    learnt little writes them. May be pickled; where it arrives, Java is looked for anew.
 
     Args:
         references: one or more captions a clip id.
@@ -101,9 +101,9 @@ class ValidationScorer:
         *,
         tools: Tools | None = None,
     ) -> None:
-        (self._metric,) = find_metrics([metric]).values()
-        named = [name for name in self._metric.NAMES if name.lower() == metric.lower()]
-        self.metric = named[0] if named else self._metric.NAMES[-1]
+        (module,) = find_metrics([metric]).values()
+        named = [name for name in module.NAMES if name.lower() == metric.lower()]
+        self.metric = named[0] if named else module.NAMES[-1]
         self._tools = tools or Tools()
         self._references = ReferenceSet.of(references)
         self._tokens = ptb.tokenise_by_clip(self._references.captions, self._tools)
@@ -120,7 +120,8 @@ class ValidationScorer:
             raise ScoringError(f"{len(absent)} of {len(self._tokens)} clips have no caption: {', '.join(absent[:10])}")
         covered = cover(captions, self._references, "empty")
         candidates = _tokenise_candidates(covered.candidates, self._tools)
-        return self._metric.compute(self._tokens, candidates, self._tools).corpus[self.metric]
+        (module,) = find_metrics([self.metric]).values()  # not kept: a scorer may be sent to another process
+        return module.compute(self._tokens, candidates, self._tools).corpus[self.metric]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,6 +30,7 @@ class Workspace:
         media/<dataset>/                        only media that avpipe renders itself
         features/<dataset>/<feature set>/       spec.json, 00000.h5 | 00000.tar, 00000.json
         runs/<name>/                            config.yaml, metrics.jsonl, checkpoints/, captions/, scores/
+        sweeps/<name>/                          leaderboard.json, leaderboard.csv, leaderboard.md, failed/<run>.txt
     """
 
     root: Path
@@ -70,6 +71,10 @@ class Workspace:
     def run(self, name: str) -> Path:
         """One training run; on this machine even where the workspace is remote."""
         return self.local_root / "runs" / name
+
+    def sweep(self, name: str) -> Path:
+        """What is said of the runs of one sweep; beside the runs."""
+        return self.local_root / "sweeps" / name
 
     def prepared(self) -> list[str]:
         """Names of all datasets with a manifest."""

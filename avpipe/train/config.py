@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from avpipe.pipeline.config import Config, parse, parse_component, read_yaml, recipe_names, recipe_path
 from avpipe.pipeline.config import override as lay_over
@@ -132,6 +132,11 @@ class TrainConfig(Config):
     """Write TensorBoard events, if the package is installed."""
     wandb: str | None = Field(None, min_length=1)
     """Log to this project of Weights & Biases, too (``pip install wandb``; ``WANDB_MODE=offline`` without network)."""
+
+    @field_validator("cache_features", mode="before")
+    @classmethod
+    def _yes_and_no(cls, value: Any) -> Any:
+        return {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value  # as YAML reads them
 
     @model_validator(mode="after")
     def _fits(self) -> TrainConfig:

@@ -16,6 +16,7 @@ from avpipe.pipeline.clip import Clip
 from avpipe.pipeline.errors import DataError
 from avpipe.pipeline.features import Features, FeatureSpec
 from avpipe.train.batch import Batch
+from avpipe.train.held import HeldFeatures, OnDisk
 from avpipe.train.tokenizer import Tokenizer
 
 CACHED_SHARE = 0.25
@@ -78,12 +79,13 @@ class ClipDataset:
             self.captions = [_encode(clip, tokenizer, max_tokens, of_next.get(clip.clip_id, ())) for clip in self.clips]
         self._has_next = following is not None
         self._views = {name: source.spec.views for name, source in self.sources.items()}
-        self._cached: dict[tuple[int, str, int], _Rows | None] | None = None
+        self._cached: dict[tuple[int, str, int], _Rows | None] = {}
         if cache:
             self._cached = {
                 (index, name, view): self._read(index, name, view)
-                for index in range(len(self.clips))
                 for name, views in self._views.items()
+                if not isinstance(self.sources[name], OnDisk)
+                for index in range(len(self.clips))
                 for view in range(views if tokenizer else 1)  # without captions nobody trains, and nobody draws
             }
 
@@ -137,15 +139,17 @@ class ClipDataset:
         return {name: int(random.integers(views)) for name, views in self._views.items()}
 
     def _rows(self, index: int, name: str, view: int) -> _Rows | None:
-        return self._read(index, name, view) if self._cached is None else self._cached[index, name, view]
+        key = (index, name, view)
+        return self._cached[key] if key in self._cached else self._read(*key)
 
     def _read(self, index: int, name: str, view: int) -> _Rows | None:
         clip_id, source = self.clips[index].clip_id, self.sources[name]
         if clip_id not in source:
             return None
         features = source.read(clip_id, view)
-        # Copied: what is read may be a view of a file that is mapped into memory.
-        data, pts = np.array(features.data), features.pts_seconds.astype(np.float32)
+        # Copied: what is read may be a view of a file that is mapped into memory. What is held there on purpose is not.
+        data = features.data if isinstance(source, HeldFeatures) else np.array(features.data)
+        pts = features.pts_seconds.astype(np.float32)
         return _Rows(torch.from_numpy(data), torch.from_numpy(pts))
 
 
@@ -249,12 +253,16 @@ class _Batches(torch.utils.data.Dataset[Batch]):
         return self.dataset.batch(self.batches[index], self.draw)
 
 
-def fits_in_memory(clips: Sequence[Clip], sources: Mapping[str, FeatureSource]) -> bool:
-    """Whether the features of all clips, by the look of the first ones, take at most a quarter of the free memory."""
+def fits_in_memory(clips: Sequence[Clip], sources: Mapping[str, FeatureSource], share: float = CACHED_SHARE) -> bool:
+    """Whether the features of all clips, by the look of the first ones, take at most a quarter of the free memory, or
+    another share of it. What is held already takes none, and what must stay on disk takes none either.
+    """
     size = 0.0
     for source in sources.values():
+        if isinstance(source, HeldFeatures | OnDisk):
+            continue
         sample = [clip.clip_id for clip in clips[:256] if clip.clip_id in source][:8]
         if sample:
             bytes_a_view = float(np.mean([source.read(clip_id).data.nbytes for clip_id in sample]))
             size += bytes_a_view * source.spec.views * len(clips)
-    return size <= CACHED_SHARE * psutil.virtual_memory().available
+    return size <= share * psutil.virtual_memory().available

@@ -146,10 +146,7 @@ def beam_search(
         if repetition_penalty != 1:
             scores = penalise(scores, torch.cat([begin, tokens.flatten(0, 1)], dim=1), repetition_penalty)
         next_log_probs = scores.log_softmax(-1) if beams == 1 else scores
-        forbidden = [special.pad, special.begin] + ([special.end] if length < min_tokens else [])
-        # Padding may be the end token itself (GPT-2): then it may be said.
-        forbidden = [i for i in forbidden if i != special.end or length < min_tokens]
-        next_log_probs[:, forbidden] = -torch.inf
+        next_log_probs[:, [*special.unsaid, *([special.end] if length < min_tokens else [])]] = -torch.inf
         vocabulary = next_log_probs.shape[-1]
         candidates = (log_probs[..., None] + next_log_probs.view(size, beams, vocabulary)).flatten(1)
         top_log_probs, top = candidates.topk(min(2 * beams, candidates.shape[1]))  # (B, 2 * beams)

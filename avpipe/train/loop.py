@@ -39,6 +39,9 @@ Score = Callable[[Mapping[str, str]], float]
 OnEvent = Callable[[Mapping[str, Any]], None]
 """Told of every step (``event: "step"``; ``step, steps, loss, clips``) and validation (``event: "validation"``)."""
 
+MakeTokenizer = Callable[[RunConfig, Sequence[Clip]], Tokenizer]
+"""Of a run, from the clips that it learns from."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainResult:
@@ -88,6 +91,7 @@ def train(
     run_folder: Path,
     init_from: Path | None = None,
     score: Score | None = None,
+    make_tokenizer: MakeTokenizer | None = None,
     on_event: OnEvent = lambda event: None,
 ) -> TrainResult:
     """Train a captioner, or go on where a former call was broken off.
@@ -107,6 +111,7 @@ def train(
             its weights were not there.
         init_from: the checkpoint that ``config.train.init_from`` names; ``None``: it is the folder of one.
         score: of the validation captions; ``None``: no validation, and the last checkpoint is the best.
+        make_tokenizer: gives what :func:`new_tokenizer` would, which is asked where nothing is given here.
         on_event: told of steps and validations.
 
     Raises:
@@ -144,7 +149,10 @@ def train(
     resumed = checkpoint.find(last)
     start = (init_from or Path(settings.init_from)) if settings.init_from and not resumed else None
     started_from = checkpoint.read(start) if start else None
-    tokenizer = Tokenizer.load(resumed) if resumed else _new_tokenizer(config, usable, start)
+    there = resumed or start
+    tokenizer = Tokenizer.load(there) if there else (make_tokenizer or new_tokenizer)(config, usable)
+    if following and tokenizer.special.begin_next is None:
+        tokenizer = tokenizer.with_next_begin(config.tokenizer.next_begin)
     captioner = checkpoint.build(config, specs, tokenizer)
     learner = Learner(captioner, config.objectives, specs)
     freeze(learner.named(), settings.groups)
@@ -383,19 +391,19 @@ def _precision(asked: str) -> str:
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
 
 
-def _new_tokenizer(config: RunConfig, clips: Sequence[Clip], start: Path | None) -> Tokenizer:
-    """Of a new training: that of the checkpoint which it starts from, or as the configuration says."""
-    if start:
-        found = Tokenizer.load(start)
-    elif config.tokenizer.name == "trained":
-        found = Tokenizer.trained(
-            (caption for clip in clips for caption in clip.captions),
-            vocabulary_size=config.tokenizer.vocabulary_size,
-            lower_case=config.tokenizer.lower_case,
-        )
-    else:
-        found = Tokenizer.from_hub(config.tokenizer.name)
-    return found.with_next_begin(config.tokenizer.next_begin) if "next" in config.train.targets else found
+def new_tokenizer(config: RunConfig, clips: Sequence[Clip]) -> Tokenizer:
+    """The tokenizer of a new training, by ``config.tokenizer`` and the captions of the clips alone.
+
+    Raises:
+        MissingWeightsError, UsageError: see :meth:`Tokenizer.from_hub`.
+    """
+    if config.tokenizer.name != "trained":
+        return Tokenizer.from_hub(config.tokenizer.name)
+    return Tokenizer.trained(
+        (caption for clip in clips for caption in clip.captions),
+        vocabulary_size=config.tokenizer.vocabulary_size,
+        lower_case=config.tokenizer.lower_case,
+    )
 
 
 # -- random numbers ----------------------------------------------------------------------------------------------------

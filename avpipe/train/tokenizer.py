@@ -30,6 +30,11 @@ class Special:
     end: int
     begin_next: int | None = None
 
+    @property
+    def unsaid(self) -> frozenset[int]:
+        """Those that no caption holds; not the end, which padding or begin may be, too (GPT-2's)."""
+        return frozenset(i for i in (self.pad, self.begin, self.begin_next) if i is not None) - {self.end}
+
 
 class Tokenizer:
     """Captions as token ids.

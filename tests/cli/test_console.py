@@ -9,7 +9,7 @@ import pytest
 
 from avpipe import console
 from avpipe.extract.run import Part
-from avpipe.pipeline.runner import Died, Progress, Started
+from avpipe.pipeline.runner import Died, Done, Progress, Started
 
 
 @pytest.fixture
@@ -88,3 +88,26 @@ def test_an_extraction_says_what_failed_and_what_is_waited_for(log: io.StringIO,
     assert lines[0] == "a worker was killed; its shard is done again"
     assert lines[-1].startswith("extract see, hear (part 2/3): 35/60 clips, 0.4 clips/s, 2 failed (decode), ")
     assert "1 failed (missing_file), 1 skipped, waiting for encoding, 1 min left" in lines[-1]
+
+
+def test_a_sweep_counts_the_steps_of_all_runs_and_names_each_that_ends(log: io.StringIO, clock: Clock) -> None:
+    with console.show_sweep("ablation") as (on_plan, on_event):
+        on_plan({"a": 100, "b": 100})
+        on_event(Started(rank=0, task="a"))
+        clock.now = 30
+        on_event(Progress(rank=0, task="a", data={"event": "step", "step": 60}))
+        on_event(Died(rank=0, reason="crashed (SIGSEGV)"))
+        on_event(Started(rank=0, task="a"))  # again, from its last checkpoint
+        clock.now = 61
+        on_event(Progress(rank=0, task="a", data={"event": "step", "step": 50}))
+        on_event(Progress(rank=0, task="a", data={"event": "result", "best_score": 0.5}))
+        on_event(Done(rank=0, task="a", counts={"finished": 1}))
+        on_event(Done(rank=0, task="b", counts={"failed": 1}))
+        on_event(Died(rank=0, reason="ended with exit status 0"))  # on purpose, after an error that nobody foresaw
+    assert log.getvalue().splitlines() == [
+        "a process crashed (SIGSEGV); its run goes on from its last checkpoint",
+        "sweep ablation: 50/200 steps, 0.8 steps/s, 3 min left",
+        "a: finished, best CIDEr 0.5000 on val",
+        "b: failed",
+        "sweep ablation: 200/200 steps, 3.3 steps/s, 1 runs failed, 1 runs finished",
+    ]

@@ -50,6 +50,11 @@ def test_what_a_recipe_does_not_say_has_its_default(tmp_path: Path) -> None:
     assert config.fusion["name"] == "qformer"
 
 
+@pytest.mark.parametrize(("said", "meant"), [("yes", "yes"), ("no", "no"), ("auto", "auto")])
+def test_yes_and_no_are_words_though_yaml_has_them_for_true_and_false(said: str, meant: str) -> None:
+    assert read("default", [f"train.cache_features={said}"]).train.cache_features == meant
+
+
 def test_overrides() -> None:
     config = read(
         "default", ["train.lr=2e-4", "fusion.queries.video=5", "train.captions_per_clip=each", "decoder.width=64"]

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file
 
-from avpipe.api.training import _differences
+from avpipe.api.training import run_differences as _differences
 from avpipe.pipeline.clip import Clip
 from avpipe.pipeline.errors import (
     CheckpointError,

@@ -28,7 +28,6 @@ from avpipe.pipeline.ptb import words
 from avpipe.pipeline.workspace import Workspace
 from avpipe.train import checkpoint, decoders, fusions
 from avpipe.train.captioner import Captioner
-from avpipe.train.checkpoint import build_decoder
 from avpipe.train.config import check
 from avpipe.train.generate import beam_search
 from avpipe.train.learner import Learner
@@ -523,8 +522,9 @@ def test_every_fusion_and_every_decoder_is_taught(fusion: str, decoder: str) -> 
     module = fusions.REGISTRY.load(fusion)
     fused = module.Fusion(small_config(module), SPECS)
     module = decoders.REGISTRY.load(decoder)
-    words = toys.tokenizer(VOCABULARY)
-    built = build_decoder(module, small_config(module), fused_width=fused.width, specs=SPECS, tokenizer=words)
+    built = checkpoint.build_decoder(
+        module, small_config(module), fused_width=fused.width, specs=SPECS, tokenizer=toys.tokenizer(VOCABULARY)
+    )
     captioner = alive(Captioner(fused, built))
     assert isinstance(captioner, Captioner)
     settings = {"cross_entropy": {"weight": 0}, "scst": {"max_tokens": 6, "count": 3}}

@@ -225,8 +225,7 @@ def sample(
     drawn: list[Tensor] = []
     while len(drawn) < min(max_tokens, decoder.max_tokens - 1) and not done.all():
         logits, state = decoder.step(last, state)
-        # Padding may be the end token itself (GPT-2): then it may be said.
-        forbidden = {special.pad, special.begin} - {special.end} | ({special.end} if len(drawn) < min_tokens else set())
+        forbidden = special.unsaid | ({special.end} if len(drawn) < min_tokens else set())
         logits = logits.float()
         logits[:, list(forbidden)] = -torch.inf
         last = torch.multinomial(logits.softmax(-1), 1).squeeze(1).masked_fill(done, special.end)
