@@ -112,6 +112,9 @@ class Sweep:
             tasks = self._tasks(configs, split, is_to_train=is_to_train)
             if not tasks:
                 return SweepReport(worked=(), failed={}, skipped=len(configs))
+            # The longest first, by the look of it: at the end, no process waits for another's long one.
+            if is_to_train:
+                tasks.sort(key=lambda task: -_bytes_to_read(task.config, datasets[task.config.dataset]))
             devices, gpu_share = _devices(place.devices(gpus), jobs, lambda: place.cores(1) // (threads or 1))
             devices = devices[: len(tasks)]
             threads = threads or (1 if devices[0] == "cpu" else place.cores(len(devices)))
@@ -253,6 +256,11 @@ def steps_of(config: RunConfig, dataset: _Dataset) -> int:
     items = sum(len(clip.captions) for clip in usable) if settings.captions_per_clip == "each" else len(usable)
     a_epoch = math.ceil(math.ceil(items / settings.batch_size) / settings.accumulate)
     return min(settings.epochs * a_epoch, settings.max_steps or sys.maxsize)
+
+
+def _bytes_to_read(config: RunConfig, dataset: _Dataset) -> int:
+    """Of all steps of a run."""
+    return steps_of(config, dataset) * sum(dataset.opened[name].bytes for name in config.features)
 
 
 class _Dataset:
