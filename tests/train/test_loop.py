@@ -489,6 +489,28 @@ def test_mbp_moves_weight_to_the_modality_that_is_neglected(tmp_path: Path, domi
     assert found[-1][f"modality_balanced.{neglected}"] > found[-1][f"modality_balanced.{dominant}"] + 0.1
 
 
+@pytest.mark.parametrize("balanced", [True, False])
+def test_mbp_narrows_the_gap_of_a_captioner_that_is_deafened(tmp_path: Path, balanced: bool) -> None:
+    """Sound tells all, sight half of it: without MBP nothing is learned of sight, as sound suffices."""
+    clips = [replace(c, captions=(f"a {toys.COLOURS[i % 3]} thing",)) for i, c in enumerate(toys.clips(24))]
+    heard = {clip.clip_id: i % 3 for i, clip in enumerate(clips)}
+    seen = {clip.clip_id: i % 3 if i % 12 < 6 else 3 for i, clip in enumerate(clips)}
+    sources = {"eyes": toys.ToySource("eyes", "video", seen), "ears": toys.ToySource("ears", "audio", heard)}
+    objectives = {"modality_balanced": {"beta": 0.9, "alpha": 100}} if balanced else None
+    settings = toys.config(epochs=30, lr=0.005, warmup_steps=5, objectives=objectives)
+    train(settings, sources=sources, train_clips=clips, val_clips=[], run_folder=tmp_path)
+    loaded = checkpoint.load(tmp_path / "checkpoints" / "best")
+    asked = [clip for clip in clips if seen[clip.clip_id] < 3]
+
+    def right(**others: toys.ToySource) -> float:
+        said = caption_clips(loaded, asked, {**sources, **others})
+        return sum(caption.text in clip.captions for caption, clip in zip(said, asked, strict=True)) / len(asked)
+
+    assert right() == 1.0
+    deaf = right(ears=toys.ToySource("ears", "audio", {}))
+    assert deaf == 1.0 if balanced else deaf < 0.7
+
+
 def test_the_contrastive_loss_falls_and_pairs_match(tmp_path: Path) -> None:
     """Four facts, each seen and heard in its own clip: what is seen finds what is heard, in clips never trained on."""
     clips, others = toys.clips(4), toys.clips(4, "val")
