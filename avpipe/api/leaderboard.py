@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from avpipe.pipeline.errors import StoreError
+from avpipe.api.training import run_differences
+from avpipe.pipeline.config import read_yaml
+from avpipe.pipeline.errors import ConfigError, StoreError
 from avpipe.pipeline.files import atomic_write, bytes_text, storage_errors, write_json
 from avpipe.pipeline.workspace import Workspace
 from avpipe.train.grid import SEED, Cell, Grid, text_of
@@ -20,10 +22,12 @@ from avpipe.train.grid import SEED, Cell, Grid, text_of
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from avpipe.train.config import RunConfig
+
 METRIC = "CIDEr"
 """By what rows are sorted; what a training chooses its best checkpoint by."""
 
-State = Literal["finished", "failed", "begun", "waiting"]
+State = Literal["finished", "failed", "begun", "waiting", "with other settings"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +37,9 @@ class CellResult:
     Attributes:
         run: its name.
         choices: what was chosen for it.
-        state: ``begun``: it is being trained, or was broken off.
-        reason: why it failed, in one line.
+        state: ``begun``: it is being trained, or was broken off. ``with other settings``: the run of that name is none
+            of this grid, and nothing more is told of it.
+        reason: why it failed, or what the other settings are, in one line.
         scores: by metric; empty as long as there is none.
         step: how far it came.
         best_step: of its best checkpoint.
@@ -91,7 +96,7 @@ class Row:
         minutes: the mean of the finished ones.
         peak_memory_bytes: the largest.
         states: how many are in each state.
-        reasons: why some failed, each reason once.
+        reasons: why some failed or are none of this grid, each reason once.
     """
 
     choices: Mapping[str, Any]
@@ -238,31 +243,40 @@ def look(workspace: Workspace, sweep: str, cell: Cell, split: str = "val") -> Ce
     state: State = "waiting"
     reason = ""
     with storage_errors(folder, "read"):
+        if differences := _differences(folder, cell.config):
+            reason = f"other settings than the grid's: {', '.join(differences)}"
+            return CellResult(
+                run=cell.run, choices=cell.choices, state="with other settings", reason=reason, scores={}, step=0
+            )
         if is_trained(folder):
             result = _read(folder / "result.json")
             known = {key: result[key] for key in ("step", "best_step", "parameters", "parameters_total", "seconds")}
             known["peak_memory_bytes"] = result["peak_memory_bytes"]
-            known["scores"] = _scores(folder, split, result["best_score"])
+            known["scores"] = _scores(folder, split, result)
             state = "finished"
         elif (folder / "config.yaml").exists():
             state = "begun"
-        if failure.exists() and (state != "finished" or not is_scored(folder, split)):
-            state, reason = "failed", failure.read_text(encoding="utf-8").partition("\n")[0]
+        why = _text(failure)  # it may be tried again just now, which removes the file
+        if why is not None and (state != "finished" or not is_scored(folder, split)):
+            state, reason = "failed", why.partition("\n")[0]
         if "step" not in known:
             known |= {"step": _last_step(folder / "metrics.jsonl"), "scores": {}}
     return CellResult(run=cell.run, choices=cell.choices, state=state, reason=reason, **known)
 
 
 def is_trained(folder: Path) -> bool:
-    """Whether a run is trained to its end, and its validation clips are captioned if there are any."""
+    """Whether a run is trained to its end, and its validation clips, if there are any, are captioned by its best
+    checkpoint.
+    """
     if not (folder / "result.json").exists():
         return False
-    return _read(folder / "result.json")["best_score"] is None or (folder / "captions" / "val.checkpoint").exists()
+    result = _read(folder / "result.json")
+    return result["best_score"] is None or _is_captioned(folder, "val", result)
 
 
 def is_scored(folder: Path, split: str) -> bool:
     """Whether a trained run has whole scores of a split by its best checkpoint."""
-    return split == "val" or METRIC in _scores(folder, split, None)
+    return split == "val" or METRIC in _scores(folder, split, _read(folder / "result.json"))
 
 
 def failure_file(workspace: Workspace, sweep: str, run: str) -> Path:
@@ -270,14 +284,54 @@ def failure_file(workspace: Workspace, sweep: str, run: str) -> Path:
     return workspace.sweep(sweep) / "failed" / f"{run}.txt"
 
 
-def _scores(folder: Path, split: str, best_score: float | None) -> dict[str, float]:
-    """Of val, what the training says; of another split, what was scored since the captions were made."""
+def _scores(folder: Path, split: str, result: Mapping[str, Any]) -> dict[str, float]:
+    """Of val, what the training says; of another split, those of the best checkpoint's captions, if all metrics that
+    ``avpipe score`` calculates by itself were asked for.
+    """
+    from avpipe.eval import DEFAULT
+    from avpipe.eval.metric import find_metrics
+
     if split == "val":
-        return {} if best_score is None else {METRIC: best_score}
+        return {} if result["best_score"] is None else {METRIC: result["best_score"]}
     scored, captioned = folder / "scores" / f"{split}.json", folder / "captions" / f"{split}.checkpoint"
-    if not (scored.exists() and captioned.exists()) or scored.stat().st_mtime_ns < captioned.stat().st_mtime_ns:
+    if not (scored.exists() and _is_captioned(folder, split, result)):
         return {}
-    return {name: score for name, score in _read(scored)["scores"].items() if score is not None}
+    if scored.stat().st_mtime_ns < captioned.stat().st_mtime_ns:  # of former captions
+        return {}
+    found = _read(scored)["scores"]
+    expected = [name for module in find_metrics(DEFAULT).values() for name in module.NAMES]
+    if not all(name in found for name in expected):
+        return {}
+    return {name: score for name, score in found.items() if score is not None}
+
+
+def _is_captioned(folder: Path, split: str, result: Mapping[str, Any]) -> bool:
+    """Whether the captions of a split are those of the best checkpoint."""
+    return _text(folder / "captions" / f"{split}.checkpoint") == f"{folder.name}@{result['best_step']}"
+
+
+def _differences(folder: Path, config: RunConfig) -> list[str]:
+    """How the settings of a run differ from those of its cell. What a sweep fills in is as the run has it: the dataset
+    where none is named, and which feature sets there are of some modalities.
+    """
+    try:
+        there = read_yaml(folder / "config.yaml") if (folder / "config.yaml").exists() else {}
+    except ConfigError as error:
+        raise StoreError(f"{error}; remove the run, and the sweep trains it again") from None
+    filled: dict[str, Any] = {}
+    if not config.dataset:
+        filled["dataset"] = there.get("dataset", "")
+    if config.modalities or not config.features:
+        filled["features"] = tuple(there.get("features", ()))
+    return run_differences(folder, config.model_copy(update=filled))
+
+
+def _text(path: Path) -> str | None:
+    """What stands in a file that may be removed at any time; ``None`` if it is not there."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -290,9 +344,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _last_step(path: Path) -> int:
     """Of a log that may be written just now: its last line may be half there."""
-    if not path.exists():
-        return 0
-    whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    whole = [line for line in (_text(path) or "").splitlines(keepends=True) if line.endswith("\n")]
     return int(json.loads(whole[-1])["step"]) if whole else 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from avpipe.api.leaderboard import Spread, failure_file, is_trained
 from avpipe.api.sweep_worker import visible
 from avpipe.api.sweeping import _devices
 from avpipe.data_manifests import manifest
+from avpipe.pipeline.config import write_yaml
 from avpipe.pipeline.errors import AvpipeError, TrainingError, UsageError
 from avpipe.pipeline.runner import Died, Event, Progress, Started
 from avpipe.pipeline.workspace import Workspace
@@ -181,6 +183,17 @@ def test_the_test_split_is_scored_when_asked_and_noted(
     assert board.rows[0].scores["CIDEr"].mean >= board.rows[1].scores["CIDEr"].mean
     # once scored, nobody looks again
     assert sweep.run(split="test", is_to_train=False, jobs=1, gpus=0).worked == ()
+    # ... unless the captions are those of another checkpoint, or a metric is missing
+    first, second, *_ = (workspace.run(name) for name in sorted(TRAINED))
+    (first / "captions" / "test.checkpoint").write_text(f"{first.name}@9")
+    later = (first / "captions" / "test.checkpoint").stat().st_mtime + 9
+    os.utime(first / "scores" / "test.json", (later, later))
+    values = json.loads((second / "scores" / "test.json").read_text(encoding="utf-8"))
+    (second / "scores" / "test.json").write_text(json.dumps({**values, "scores": {"Bleu_1": 0.5}}))
+    assert [cell.run for cell in sweep.leaderboard("test").cells if cell.state == "finished" and not cell.scores] == [
+        first.name, second.name
+    ]  # fmt: skip
+    assert set(sweep.run(split="test", is_to_train=False, jobs=1, gpus=0).worked) == {first.name, second.name}
     with pytest.raises(UsageError, match="expected val or test, got train"):
         sweep.leaderboard("train")
 
@@ -352,6 +365,15 @@ def test_two_processes_do_not_sweep_at_once(swept: Swept, tmp_path: Path, avpipe
 # -- the leaderboard ---------------------------------------------------------------------------------------------------
 
 
+def settle(workspace: Workspace, cell: Any, **changes: Any) -> None:
+    """Write the configuration of a run as a training of a cell would, with some changes."""
+    config = cell.config.model_copy(update={"dataset": "toy", "features": ("eyes", "ears")})
+    config = config.model_copy(update={"train": config.train.model_copy(update=changes)})
+    folder = workspace.run(cell.run)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(write_yaml(config.model_dump(mode="json")))
+
+
 @pytest.fixture
 def board(plain: Workspace, tmp_path: Path) -> Any:
     """A sweep of three fusions and three seeds, some of which are finished."""
@@ -363,16 +385,15 @@ def board(plain: Workspace, tmp_path: Path) -> Any:
         for seed, value in enumerate(values):
             folder = workspace.run(f"toys-{fusion}-lr=0.1-seed{seed}")
             (folder / "captions").mkdir(parents=True)
-            (folder / "captions" / "val.checkpoint").write_text("x")
+            (folder / "captions" / "val.checkpoint").write_text(f"{folder.name}@6")
             result = {
                 "step": 9, "best_step": 6, "best_score": value, "stopped_early": False, "parameters": 1000 + seed,
                 "parameters_total": 2000, "seconds": 60.0 * (seed + 1), "peak_memory_bytes": 10**9 - seed,
             }  # fmt: skip
             (folder / "result.json").write_text(json.dumps(result))
-    begun = workspace.run("toys-qformer-lr=0.1-seed1")
-    begun.mkdir()
-    (begun / "config.yaml").write_text("")
-    (begun / "metrics.jsonl").write_text('{"step": 4, "loss": 1}\n{"step": 5, "lo')  # is being written
+    (begun,) = [cell for cell in sweep.grid.cells if cell.run == "toys-qformer-lr=0.1-seed1"]
+    settle(workspace, begun)
+    (workspace.run(begun.run) / "metrics.jsonl").write_text('{"step": 4, "loss": 1}\n{"step": 5, "lo')  # is being written
     failure = failure_file(workspace, "toys", "toys-qformer-lr=0.1-seed2")
     failure.parent.mkdir(parents=True)
     failure.write_text("the loss is nan\n\nTraceback ...\n")
@@ -418,6 +439,23 @@ def test_a_run_without_its_captions_is_not_finished(board: Any) -> None:
     assert is_trained(folder)
     (folder / "captions" / "val.checkpoint").unlink()  # killed between the training and the captions
     assert not is_trained(folder)
+
+
+def test_captions_of_another_checkpoint_do_not_finish_a_run(board: Any) -> None:
+    folder = board.workspace.run("toys-concat-lr=0.1-seed0")
+    (folder / "captions" / "val.checkpoint").write_text(f"{folder.name}@3")  # trained anew, and killed before captions
+    assert not is_trained(folder)
+    assert {cell.run: cell.state for cell in board.leaderboard().cells}[folder.name] != "finished"
+
+
+def test_a_run_with_other_settings_is_no_cell_of_the_grid(board: Any, avpipe: Avpipe, tmp_path: Path) -> None:
+    by_name = {cell.run: cell for cell in board.grid.cells}
+    settle(board.workspace, by_name["toys-concat-lr=0.1-seed0"])
+    settle(board.workspace, by_name["toys-concat-lr=0.1-seed1"], epochs=99)
+    (_, row, _) = board.leaderboard().rows
+    assert (row.scores["CIDEr"].mean, row.scores["CIDEr"].n) == (pytest.approx(0.7), 2)  # of 0.5 and 0.9
+    assert row.state == "2 of 3 finished, 1 with other settings"
+    assert row.reasons == ("other settings than the grid's: train.epochs: 99 against 10",)
 
 
 def test_a_damaged_result_is_named(board: Any, avpipe: Avpipe, tmp_path: Path) -> None:
