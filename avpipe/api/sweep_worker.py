@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -167,7 +167,8 @@ class CellWorker:
         if task.is_to_train:
             material = self._setting.materials[task.config.dataset]
             sources = self._sources(task.config)
-            _fresh_start()
+            mapped = [*(each.held for each in self._setting.materials.values()), *self._held.values()]
+            _fresh_start([source for held in mapped for source in held.values()])
             result = train_run(
                 workspace,
                 task.name,
@@ -222,14 +223,21 @@ def visible(device: str, already: str | None) -> str:
     return already.split(",")[int(index)] if already else index
 
 
-def _fresh_start() -> None:
-    """Let go of what the former run left, and begin to measure memory anew."""
+def _fresh_start(held: Iterable[FeatureSource]) -> None:
+    """Let go of what the former run left, and begin to measure memory anew.
+
+    Args:
+        held: what this process has mapped, and runs have read.
+    """
     # Precision is a setting of the process to accelerate, which refuses another one; its own tests change it like this.
     AcceleratorState._reset_state()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+    for source in held:
+        if isinstance(source, HeldFeatures):
+            source.let_go()
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).malloc_trim(0)  # what is free in our heap goes back to the system

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from avpipe.train.dataset import FeatureSource
 
 
+_OF_A_PROCESS = ("_memory", "_data", "_pts_seconds", "_starts")
+
+
 class HeldFeatures:
     """A feature set in memory. It may be given to a process that :mod:`multiprocessing` starts, which copies nothing.
 
@@ -61,7 +64,7 @@ class HeldFeatures:
         self._place()
 
     def _place(self) -> None:
-        memory = self._block.map()
+        self._memory = memory = self._block.map()
         rows = sum(self._rows.values())
         self._data = np.frombuffer(memory, self._dtype, rows * self.spec.dim).reshape(rows, self.spec.dim)
         self._pts_seconds = np.frombuffer(memory, np.float64, rows, self._times_start)
@@ -81,13 +84,20 @@ class HeldFeatures:
         stop = start + self._rows[clip_id, view]
         return Features(data=self._data[start:stop], pts_seconds=self._pts_seconds[start:stop])
 
+    def let_go(self) -> None:
+        """No longer count what was read to this process's resident memory. It stays in memory, and is there when it is
+        read again; what this process has written over it is gone.
+        """
+        if isinstance(self._memory, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            self._memory.madvise(mmap.MADV_DONTNEED)
+
     @property
     def bytes(self) -> int:
         """What it takes of the memory, once for all processes."""
         return self._block.size
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_data", "_pts_seconds", "_starts")}
+        return {key: value for key, value in self.__dict__.items() if key not in _OF_A_PROCESS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -86,9 +86,15 @@ def _wandb_run(config: RunConfig, run_folder: Path) -> Any:
 
 
 def peak_memory_bytes() -> int:
-    """The most that this process has held so far: of a GPU's memory what torch took, else of the machine's."""
+    """The most that this process has held so far, or since it began to measure anew: of a GPU's memory what torch took,
+    else of the machine's.
+    """
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
+    if sys.platform == "linux":  # what getrusage tells begins with the peak of the process that started this one
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):  # proc(5): peak resident set size, in KiB
+                return int(line.split()[1]) * 1024
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return held if sys.platform == "darwin" else held * 1024  # elsewhere it is told in KiB
 

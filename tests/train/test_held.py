@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,7 @@ def test_of_nothing_nothing_is_held() -> None:
     held = HeldFeatures(next(iter(sources().values())), [])
     assert IDS[0] not in held
     assert held.bytes == 0
+    held.let_go()
 
 
 def _child(held: HeldFeatures, pipe: Any) -> None:
@@ -88,6 +90,29 @@ def test_another_process_sees_it_and_what_it_writes_is_its_own() -> None:
     for clip_id, data in seen.items():
         assert np.array_equal(data, source.read(clip_id).data)
         assert_same(held.read(clip_id), source.read(clip_id))
+
+
+class Large:
+    """A source of one clip of 64 MB."""
+
+    spec = replace(sources()["see"].spec, dim=1024)
+    data = np.random.default_rng(0).random((2**14, 1024), np.float32)
+
+    def __contains__(self, clip_id: object) -> bool:
+        return clip_id == "large"
+
+    def read(self, clip_id: str, view: int = 0) -> Features:
+        return Features(data=self.data, pts_seconds=np.arange(float(len(self.data))))
+
+
+def test_what_a_process_lets_go_is_no_part_of_its_memory_and_still_there() -> None:
+    held, process = HeldFeatures(Large(), ["large"]), psutil.Process()
+    before = process.memory_info().rss
+    assert np.array_equal(held.read("large").data, Large.data)
+    assert process.memory_info().rss > before + 50e6
+    held.let_go()
+    assert process.memory_info().rss < before + 10e6
+    assert np.array_equal(held.read("large").data, Large.data)
 
 
 def test_batches_are_the_same_and_nothing_is_copied() -> None:
