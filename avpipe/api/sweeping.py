@@ -217,7 +217,7 @@ class Sweep:
                 found = [*found, f"run {cell.run!r} has other settings, {', '.join(differences)}; {advice}"]
             for fault in found:
                 wrong.setdefault(fault, []).append(cell.label)
-        labels = {cell.label: identity(configs[cell.run]) for cell in self.grid.cells if cell.run in configs}
+        labels = [(cell.label, identity(configs[cell.run])) for cell in self.grid.cells if cell.run in configs]
         for fault, alike in (twice(labels, "cells are one and the same training") if is_to_train else {}).items():
             wrong.setdefault(fault, []).extend(alike)
         if wrong:

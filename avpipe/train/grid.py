@@ -147,7 +147,7 @@ def read_grid(path: Path) -> Grid:
     if not cells and not wrong:
         raise ConfigError(str(path), ["exclude: expected to leave something, but no cell is left"])
     if not wrong:
-        wrong = twice({cell.label: cell.run for cell in cells}, "cells would be trained in one run")
+        wrong = twice([(cell.label, cell.run) for cell in cells], "cells would be trained in one run")
     if wrong:
         count = len(cells) + len({label for found in wrong.values() for label in found})
         raise ConfigError(str(path), listed(wrong, count))
@@ -186,10 +186,10 @@ def listed(faults: Mapping[str, Sequence[str]], cells: int) -> list[str]:
     return lines
 
 
-def twice(named: Mapping[str, str], what: str) -> dict[str, list[str]]:
-    """What has the same value under several names, as faults."""
+def twice(named: Iterable[tuple[str, str]], what: str) -> dict[str, list[str]]:
+    """Which names have the same value, as faults; the names themselves may be the same, as those of 1 and "1"."""
     by_value: dict[str, list[str]] = {}
-    for name, value in named.items():
+    for name, value in named:
         by_value.setdefault(value, []).append(name)
     return {
         f"{len(names)} {what}: leave out all but one, by its value or under exclude": names
@@ -230,7 +230,7 @@ def _keyed(values: Mapping[str, Any], where: str, faults: list[str]) -> dict[str
             faults.append(f"{where}.{given}: stands there twice, as {_full(key)} too")
         if not all(key.split(".")) or "=" in key:
             faults.append(f"{where}: expected dotted keys such as train.lr, got {given!r}")
-        if key == "recipe":
+        if key == "recipe" and where in ("set", "grid"):
             faults.append(f"{where}.recipe: expected at the top of the file, as a name or a list of them")
         if key in _SECTIONS or (key == "objectives" and where == "set"):
             example = next(iter(value), "...") if isinstance(value, Mapping) else "..."

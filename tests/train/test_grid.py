@@ -143,6 +143,14 @@ def test_recipes_and_datasets_may_be_lists(tmp_path: Path) -> None:
     assert len({cell.run for cell in grid.cells}) == 4
 
 
+def test_a_recipe_may_be_excluded(tmp_path: Path) -> None:
+    content = {"recipe": ["default", "avcap"], "grid": {"seed": [0, 1]}}
+    grid = read_grid(written(tmp_path, **content, exclude=[{"recipe": "avcap", "seed": 1}]))
+    assert [(cell.recipe, cell.choices["seed"]) for cell in grid.cells] == [("default", 0), ("default", 1), ("avcap", 0)]
+    with pytest.raises(ConfigError, match=r"exclude\[0\]\.recipe: expected one of .*, got \"nobody\""):
+        read_grid(written(tmp_path, **content, exclude=[{"recipe": "nobody"}]))
+
+
 def test_a_grid_of_nothing_is_one_run(tmp_path: Path) -> None:
     (cell,) = read_grid(written(tmp_path, name="once", set={"seed": 3})).cells
     assert (cell.run, cell.config.train.seed) == ("once", 3)
@@ -159,6 +167,7 @@ def test_a_grid_of_nothing_is_one_run(tmp_path: Path) -> None:
         ({"grid": {"seed": [0]}, "set": {"train.seed": 1}}, ["seed: stands in several places of the file"]),
         ({"grid": {"dataset": ["a"]}, "dataset": "b"}, ["dataset: stands in several places of the file"]),
         ({"grid": {"recipe": ["default"]}}, ["grid.recipe: expected at the top of the file"]),
+        ({"grid": {"train.captions_per_clip": [1, "1"]}}, ["2 cells would be trained in one run"]),
         ({"set": {"train": {"epochs": 3}}}, ["set.train: would replace the recipe's whole; expected a longer key: "
                                              "train.epochs"]),
         ({"grid": {"seed": [0]}, "exclude": [{}]}, ["exclude[0]: expected a key of the grid and a value, got nothing"]),
