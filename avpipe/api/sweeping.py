@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avpipe.api.places import check_folder_name, choose_dataset
-from avpipe.api.training import check_extracted, open_features, run_differences
+from avpipe.api.training import check_extracted, open_features, run_differences, starting_checkpoint
 from avpipe.pipeline.errors import AvpipeError, ConfigError, UnknownNameError, UsageError
 from avpipe.pipeline.workspace import Workspace
 
@@ -113,18 +112,21 @@ class Sweep:
             if not tasks:
                 return SweepReport(worked=(), failed={}, skipped=len(configs))
             # The longest first, by the look of it: at the end, no process waits for another's long one.
-            if is_to_train:
-                tasks.sort(key=lambda task: -_bytes_to_read(task.config, datasets[task.config.dataset]))
+            tasks.sort(
+                key=lambda task: datasets[task.config.dataset].bytes_to_read(task.config) if task.is_to_train else 0.0,
+                reverse=True,
+            )
             devices, gpu_share = _devices(place.devices(gpus), jobs, lambda: place.cores(1) // (threads or 1))
             devices = devices[: len(tasks)]
             threads = threads or (1 if devices[0] == "cpu" else place.cores(len(devices)))
             trained = [task for task in tasks if task.is_to_train]
             if on_plan and trained:
-                on_plan({task.name: steps_of(task.config, datasets[task.config.dataset]) for task in trained})
+                on_plan({task.name: datasets[task.config.dataset].steps(task.config) for task in trained})
             materials = {name: datasets[name].material(trained) for name in {task.config.dataset for task in trained}}
+            share = CACHED_SHARE / max(1, len(materials))
             if engine == "local":  # on other machines, each process holds its own
                 materials = {
-                    name: replace(material, held=hold(material, CACHED_SHARE)) if material.wishes else material
+                    name: replace(material, held=hold(material, share)) if material.wishes else material
                     for name, material in materials.items()
                 }
             setting = Setting(
@@ -133,7 +135,7 @@ class Sweep:
                 devices=devices,
                 threads=threads,
                 materials=materials,
-                memory_share=CACHED_SHARE / len(devices),
+                memory_share=share / len(devices),
             )
             report = runner.run(
                 tasks,
@@ -204,17 +206,21 @@ class Sweep:
             try:
                 name = choose_dataset(self.workspace, cell.config.dataset or None, extracted=True)
                 if name not in datasets:
-                    datasets[name] = _Dataset(self.workspace, name)
+                    datasets[name] = _Dataset(_absolute(self.workspace), name)
                 sources = datasets[name].open(cell.config)
             except AvpipeError as error:
                 wrong.setdefault(str(error), []).append(cell.label)
                 continue
             config = cell.config.model_copy(update={"dataset": name, "features": tuple(sources)})
             configs[cell.run] = config
-            found = checked(config, sources) if not is_trained(folder) else []
+            found: list[str] = []
+            if not is_trained(folder):
+                found += checked(config, sources)
+                found += _faults(partial(datasets[name].steps, config))
+                found += _faults(partial(starting_checkpoint, self.workspace, cell.run, config.train.init_from))
             if differences := run_differences(folder, config):
                 advice = f"give the sweep another name, or delete {folder}"
-                found = [*found, f"run {cell.run!r} has other settings, {', '.join(differences)}; {advice}"]
+                found.append(f"run {cell.run!r} has other settings, {', '.join(differences)}; {advice}")
             for fault in found:
                 wrong.setdefault(fault, []).append(cell.label)
         labels = [(cell.label, identity(configs[cell.run])) for cell in self.grid.cells if cell.run in configs]
@@ -249,20 +255,6 @@ def identity(config: RunConfig) -> str:
     return json.dumps(values, sort_keys=True)
 
 
-def steps_of(config: RunConfig, dataset: _Dataset) -> int:
-    """How many steps a run takes, unless its patience ends."""
-    settings, sources = config.train, [dataset.opened[name] for name in config.features]
-    usable = [clip for clip in dataset.train_clips if clip.captions and any(clip.clip_id in s for s in sources)]
-    items = sum(len(clip.captions) for clip in usable) if settings.captions_per_clip == "each" else len(usable)
-    a_epoch = math.ceil(math.ceil(items / settings.batch_size) / settings.accumulate)
-    return min(settings.epochs * a_epoch, settings.max_steps or sys.maxsize)
-
-
-def _bytes_to_read(config: RunConfig, dataset: _Dataset) -> int:
-    """Of all steps of a run."""
-    return steps_of(config, dataset) * sum(dataset.opened[name].bytes for name in config.features)
-
-
 class _Dataset:
     """What the runs on one dataset share. The test split is sealed: its captions never become clips here."""
 
@@ -275,6 +267,7 @@ class _Dataset:
         self.val_clips: Sequence[Clip] = clips.split("val")
         self.opened: dict[str, FeatureSet] = {}
         self._chosen: dict[tuple[tuple[str, ...], ...], tuple[str, ...]] = {}
+        self._captions: dict[tuple[tuple[str, ...], bool], list[int]] = {}
 
     def open(self, config: RunConfig) -> dict[str, FeatureSet]:
         """The feature sets of a run; each is opened and looked through once.
@@ -290,6 +283,29 @@ class _Dataset:
             self.opened |= new
             self._chosen[key] = tuple(found)
         return {name: self.opened[name] for name in self._chosen[key]}
+
+    def steps(self, config: RunConfig) -> int:
+        """How many steps a run takes, unless its patience ends.
+
+        Raises:
+            DataError: captions of the clip that follows are targets, and there are none.
+        """
+        from avpipe.train.dataset import captions_of_next
+        from avpipe.train.steps import steps_of
+
+        key = (config.features, "next" in config.train.targets)
+        if key not in self._captions:
+            sources = [self.opened[name] for name in config.features]
+            usable = [clip for clip in self.train_clips if clip.captions and any(clip.clip_id in s for s in sources)]
+            following = captions_of_next(usable) if key[1] else {}
+            self._captions[key] = [len(clip.captions) + len(following.get(clip.clip_id, ())) for clip in usable]
+        return steps_of(config.train, self._captions[key])[1]
+
+    def bytes_to_read(self, config: RunConfig) -> float:
+        """Of the features, by all steps of a run, about: by this, runs on several datasets can be compared."""
+        clips = self.steps(config) * config.train.batch_size * config.train.accumulate
+        held = sum(self.opened[name].bytes for name in config.features)
+        return clips * held / max(1, len(self.train_clips) + len(self.val_clips))
 
     def material(self, tasks: Iterable[CellTask]) -> Material:
         """What the processes are given, for those of the tasks that are on this dataset."""
@@ -322,7 +338,7 @@ def _devices(
     return tuple(there[index % len(there)] for index in range(count)), 1 / math.ceil(count / len(there))
 
 
-def _faults(check: Callable[[], None]) -> list[str]:
+def _faults(check: Callable[[], object]) -> list[str]:
     try:
         check()
     except ConfigError as error:

@@ -68,7 +68,7 @@ def train(
     clips = manifest.read(workspace.manifest(dataset), splits=("train", "val"))
     check_extracted(dataset, sources, [clip.clip_id for clip in clips.clips])
     name = _run_name(workspace, config, name)
-    _checkpoint_of(workspace, name, config.train.init_from)  # told before anything is prepared
+    starting_checkpoint(workspace, name, config.train.init_from)  # told before anything is prepared
     val = [clip for clip in clips.split("val") if clip.captions]
     score = ValidationScorer({clip.clip_id: clip.captions for clip in val}) if val else None
     result = train_run(
@@ -124,7 +124,7 @@ def train_run(
         train_clips=train_clips,
         val_clips=val,
         run_folder=workspace.run(name),
-        init_from=_checkpoint_of(workspace, name, config.train.init_from),
+        init_from=starting_checkpoint(workspace, name, config.train.init_from),
         score=score,
         make_tokenizer=make_tokenizer,
         on_event=on_event or (lambda event: None),
@@ -204,7 +204,7 @@ def _run_name(workspace: Workspace, config: RunConfig, name: str | None) -> str:
     return next(candidate for candidate in names if not run_differences(workspace.run(candidate), config))
 
 
-def _checkpoint_of(workspace: Workspace, run: str, init_from: str | None) -> Path | None:
+def starting_checkpoint(workspace: Workspace, run: str, init_from: str | None) -> Path | None:
     """The checkpoint that a new training starts from; a run that goes on needs none any more.
 
     Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -31,6 +30,7 @@ from avpipe.train.learner import Learner
 from avpipe.train.logs import Log, environment, peak_memory_bytes
 from avpipe.train.objective import Split
 from avpipe.train.optimizer import Average, freeze, learning_rate, parameter_groups
+from avpipe.train.steps import steps_of
 from avpipe.train.tokenizer import Tokenizer
 
 Score = Callable[[Mapping[str, str]], float]
@@ -240,8 +240,8 @@ def train(
             captions_per_clip=settings.captions_per_clip,
         )
 
-    steps_per_epoch = math.ceil(len(batches_of(0)) / settings.accumulate)
-    total_steps = min(settings.epochs * steps_per_epoch, settings.max_steps or sys.maxsize)
+    captions = [len(of_clip) for of_clip in data.captions]
+    steps_per_epoch, total_steps = steps_of(settings, captions, accelerator.num_processes)
 
     # -- what the run folder says --------------------------------------------------------------------------------------
     if is_main:

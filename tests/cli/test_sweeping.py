@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -213,6 +214,7 @@ class Told:
     def __init__(self) -> None:
         self.progressed: list[tuple[str, Mapping[str, Any]]] = []
         self.finished: dict[str, Mapping[str, int]] = {}
+        self.planned: dict[str, int] = {}
 
     def progress(self, task: str, data: Mapping[str, Any]) -> None:
         self.progressed.append((task, data))
@@ -251,9 +253,40 @@ def work(used: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
 
     def work(**content: Any) -> tuple[Any, Told]:
         sweep = api.sweep(used, toys.grid(tmp_path, dataset="toy", **content))
-        return sweep.run(jobs=1, gpus=0), told
+        return sweep.run(jobs=1, gpus=0, on_plan=told.planned.update), told
 
     return work
+
+
+def test_steps_are_counted_as_the_loop_counts_them(work: Any, used: Workspace) -> None:
+    """Also where the captions of the clip that follows are items: 20 clips of two, 19 of which are followed."""
+    few = {"train.epochs": 1, "train.batch_size": 4, "train.accumulate": 3, "train.captions_per_clip": "each"}
+    report, told = work(set=few, grid={"train.targets": [["current"], ["current", "next"]]})
+    assert set(told.planned.values()) == {-(-10 // 3), -(-(-(-78 // 4)) // 3)}
+    for name in report.worked:
+        assert json.loads((used.run(name) / "result.json").read_text())["step"] == told.planned[name]
+
+
+def test_the_longest_run_is_begun_first_whatever_its_steps(work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep_worker, "train_run", lambda *_, **__: SimpleNamespace(best_score=None))
+    _, told = work(set={"train.max_steps": 20}, grid={"train.accumulate": [1, 3]})
+    assert list(told.planned.items()) == [("toys-accumulate=3", 10), ("toys-accumulate=1", 20)]  # 240 clips, and 160
+
+
+def test_a_process_may_run_in_another_folder(
+    plain: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(plain.root, tmp_path / "used")
+    monkeypatch.chdir(tmp_path)
+
+    def run(tasks: Any, make_worker: Any, **more: object) -> Any:
+        monkeypatch.chdir("/")
+        return _here(tasks, make_worker, **more)
+
+    monkeypatch.setattr("avpipe.pipeline.runner.run", run)
+    path = toys.grid(tmp_path, dataset="toy", set={"train.epochs": 1, "train.cache_features": "no"})
+    report = api.sweep(Workspace(Path("used")), path).run(jobs=1, gpus=0)
+    assert (report.worked, report.failed) == (("toys",), {})
 
 
 def test_a_bug_ends_the_process_and_leaves_its_traceback(
@@ -332,6 +365,7 @@ def test_jobs_share_what_there_is() -> None:
         ({"dataset": "toi"}, ["unknown dataset 'toi' (did you mean 'toy'?)"]),
         ({"grid": {"modalities": [["video", "audio"], []]}}, ["2 cells are one and the same training"]),
         ({"grid": {"objectives.contrastive.weight": [0, 0.0]}}, ["2 cells are one and the same training"]),
+        ({"set": {"train.init_from": "gone"}}, ["unknown run 'gone'"]),
         ({"name": "../up"}, ["name of a sweep: expected letters"]),
     ],
 )  # fmt: skip

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from avpipe.api.training import _checkpoint_of
+from avpipe.api.training import starting_checkpoint
 from avpipe.eval import score
 from avpipe.pipeline.cider_d import DocumentFrequencies, References
 from avpipe.pipeline.errors import CheckpointError, ConfigError, UnknownNameError
@@ -665,14 +665,14 @@ def test_a_run_is_named_or_a_folder(tmp_path: Path, first: Path) -> None:
     workspace = Workspace(tmp_path)
     shutil.copytree(first, workspace.run("stage_one"))
     found = workspace.run("stage_one") / "checkpoints" / "best"
-    assert _checkpoint_of(workspace, "new", "stage_one") == found
-    assert _checkpoint_of(workspace, "new", str(first / "checkpoints" / "last")) == first / "checkpoints" / "last"
-    assert _checkpoint_of(workspace, "new", None) is None
-    assert _checkpoint_of(workspace, "stage_one", "gone") is None  # it goes on, and needs it no more
+    assert starting_checkpoint(workspace, "new", "stage_one") == found
+    assert starting_checkpoint(workspace, "new", str(first / "checkpoints" / "last")) == first / "checkpoints" / "last"
+    assert starting_checkpoint(workspace, "new", None) is None
+    assert starting_checkpoint(workspace, "stage_one", "gone") is None  # it goes on, and needs it no more
     with pytest.raises(
         UnknownNameError, match=r"unknown run 'stage_on'.*did you mean 'stage_one'.*The folder of a check"
     ):
-        _checkpoint_of(workspace, "new", "stage_on")
+        starting_checkpoint(workspace, "new", "stage_on")
 
 
 # -- the goldens themselves --------------------------------------------------------------------------------------------
