@@ -196,6 +196,7 @@ def show_sweep(name: str) -> Iterator[tuple[OnPlan, OnEvent]]:
     steps: dict[str, int] = {}
     reached: dict[str, int] = {}
     best: dict[str, float] = {}
+    under_way: dict[int, str] = {}  # by rank
 
     def on_plan(planned: Mapping[str, int]) -> None:
         nonlocal meter
@@ -209,18 +210,24 @@ def show_sweep(name: str) -> Iterator[tuple[OnPlan, OnEvent]]:
 
     def on_event(event: Any) -> None:
         match event:
-            case Started(task=task):  # perhaps again, after its process died: it goes on from its last checkpoint
+            case Started(rank=rank, task=task):
+                if task in reached:  # its process died
+                    err.print(f"{task}: goes on from its last checkpoint", markup=False)
+                under_way[rank] = task
                 advance_to(task, 0)
             case Progress(task=task, data={"event": "step", "step": step}):
                 advance_to(task, step)
             case Progress(task=task, data={"event": "result", "best_score": float(score)}):
                 best[task] = score
-            case Done(task=task, counts=counts):
+            case Done(rank=rank, task=task, counts=counts):
+                under_way.pop(rank, None)
                 advance_to(task, steps.get(task, 0), {f"runs {what}": count for what, count in counts.items()})
                 scored = f", best CIDEr {best[task]:.4f} on val" if task in best else ""
                 err.print(f"{task}: {', '.join(counts)}{scored}", markup=False)
-            case Died(reason=reason) if reason != "ended with exit status 0":
-                err.print(f"a process {reason}; its run goes on from its last checkpoint", markup=False)
+            case Died(rank=rank, reason=reason) if rank in under_way:
+                err.print(f"{under_way.pop(rank)}: its process {reason}", markup=False)
+            case Died(reason=reason) if reason != "ended with exit status 0":  # on purpose, after an unforeseen error
+                err.print(f"a process {reason}", markup=False)
 
     try:
         yield on_plan, on_event

@@ -2,8 +2,9 @@
 
     python benchmarks/senses.py --workspace demo RUN [RUN ...]
 
-Each run's best checkpoint captions the test clips of its dataset four times. On `synthetic`, "in time" is the share of
-the synchrony clips whose caption says rightly whether sight and sound are in time: a coin is right in 50 %.
+Each run's best checkpoint captions the test clips of its dataset four times, which is noted once in the run's
+`test_access.log`. On `synthetic`, "in time" is the share of the synchrony clips whose caption says rightly whether
+sight and sound are in time: a coin is right in 50 %.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import numpy as np
 import torch
 
 from avpipe import api
+from avpipe.api.scoring import note_look
 from avpipe.api.training import open_features
 from avpipe.demo import synchrony
 from avpipe.eval import ValidationScorer
 from avpipe.pipeline.clip import Clip
+from avpipe.pipeline.errors import DataError
 from avpipe.pipeline.features import Features
 from avpipe.pipeline.workspace import Workspace
 from avpipe.train import checkpoint
@@ -42,16 +45,31 @@ class Absent:
 
 
 class Exchanged:
-    """A feature set in which each clip has the rows of another of its kind (``extra["kind"]``), drawn from a seed."""
+    """A feature set in which each clip has the rows of another of its kind (``extra["kind"]``), drawn from a seed; the
+    only one of its kind has those of a clip of another kind.
+
+    Raises:
+        DataError: there is one clip alone.
+    """
 
     def __init__(self, source: FeatureSource, clips: Sequence[Clip]) -> None:
         self.spec, self.source = source.spec, source
         self.of: dict[str, str] = {}
+        there = [clip for clip in clips if clip.clip_id in source]
+        if len(there) == 1:
+            raise DataError(
+                f"{source.spec.name}: only {there[0].clip_id} has features, and nobody to exchange them with"
+            )
+        alone: list[str] = []
         for kind in sorted({str(clip.extra.get("kind")) for clip in clips}):
-            there = [c.clip_id for c in clips if c.clip_id in source and str(c.extra.get("kind")) == kind]
-            drawn = [there[index] for index in np.random.default_rng(0).permutation(len(there))]
-            # In a circle: nobody gets his own.
-            self.of |= dict(zip(drawn, [*drawn[1:], *drawn[:1]], strict=True))
+            of_kind = [clip.clip_id for clip in there if str(clip.extra.get("kind")) == kind]
+            circle = [of_kind[index] for index in np.random.default_rng(0).permutation(len(of_kind))]
+            if len(circle) > 1:  # nobody gets his own
+                self.of |= dict(zip(circle, [*circle[1:], *circle[:1]], strict=True))
+            else:
+                alone += circle
+        for clip_id in alone:
+            self.of[clip_id] = next(other.clip_id for other in there if other.clip_id != clip_id)
 
     def __contains__(self, clip_id: object) -> bool:
         return clip_id in self.of
@@ -89,6 +107,7 @@ def main() -> None:
     for run in options.runs:
         loaded = checkpoint.load(workspace.run(run) / "checkpoints" / "best")
         clips = api.clips_of(workspace, loaded.config.dataset, "test")
+        note_look(workspace.run(run), f"senses: caption test of {run}")
         sources = open_features(workspace, loaded.config.dataset, tuple(loaded.specs))
         score = ValidationScorer({clip.clip_id: clip.captions for clip in clips})
         told[run] = {}

@@ -34,7 +34,7 @@ GRID = {
     "modalities": [["video", "audio"], ["video"], ["audio"]],
     "seed": [0, 1],
 }
-TURN_SECONDS = 5.0
+TURN_SECONDS, GRACE_SECONDS = 5.0, 20.0
 
 
 class Contender:
@@ -76,14 +76,27 @@ class Contender:
         self._process = None
         return bool(self._commands)
 
+    def end(self) -> None:
+        """Let go of what still runs, or is stopped: a program, and all that it started."""
+        if self._process is None or self._process.returncode is not None:
+            return
+        self._all("resume")  # one that is stopped would not end
+        self._process.terminate()
+        try:
+            self._process.communicate(timeout=GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._all("kill")
+            self._process.communicate()
+
     def _all(self, what: str) -> None:
         """Stop the program and all that it started, or let them go on."""
         assert self._process is not None
         for _ in range(2):  # what was started meanwhile, too
-            program = psutil.Process(self._process.pid)
-            for process in [program, *program.children(recursive=True)]:
-                with suppress(psutil.NoSuchProcess):
-                    getattr(process, what)()
+            with suppress(psutil.NoSuchProcess):
+                program = psutil.Process(self._process.pid)
+                for process in [*program.children(recursive=True), program]:
+                    with suppress(psutil.NoSuchProcess):
+                        getattr(process, what)()
 
 
 def prepared(folder: Path, clips: int) -> Workspace:
@@ -98,6 +111,21 @@ def losses(workspace: Workspace, run: str) -> list[dict[str, float]]:
     """What a run wrote, without the time that it waited for data."""
     lines = (workspace.run(run) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [{key: value for key, value in json.loads(line).items() if key != "data_seconds"} for line in lines]
+
+
+def take_turns(contenders: Sequence[Contender]) -> None:
+    """Let all of them come to their end; none of them goes on, if one of them fails."""
+    waiting = list(contenders)
+    try:
+        while waiting:
+            for contender in list(waiting):
+                before = cpu_seconds()
+                if not contender.turn():
+                    waiting.remove(contender)
+                contender.cpu_seconds += cpu_seconds() - before
+    finally:
+        for contender in contenders:
+            contender.end()
 
 
 def cpu_seconds() -> float:
@@ -123,13 +151,7 @@ def main() -> None:
         jobs = ("--jobs", str(asked.jobs)) if asked.jobs else ()
         separate = Contender(workspace, commands, asked.threads)
         swept = Contender(workspace, [("sweep", str(path), "--gpus", "0", *jobs)], None)
-        waiting = [separate, swept]
-        while waiting:
-            for contender in list(waiting):
-                before = cpu_seconds()
-                if not contender.turn():
-                    waiting.remove(contender)
-                contender.cpu_seconds += cpu_seconds() - before
+        take_turns([separate, swept])
         if asked.threads == 1:
             differing = [
                 cell.run for cell in cells if losses(workspace, cell.run) != losses(workspace, f"separate-{cell.run}")

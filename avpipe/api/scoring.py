@@ -101,7 +101,6 @@ def score_run(
     from avpipe.eval import DEFAULT, score
     from avpipe.eval.metric import find_metrics
     from avpipe.pipeline.clip import SPLITS
-    from avpipe.pipeline.files import storage_errors
     from avpipe.train import checkpoint
 
     if split not in SPLITS:
@@ -109,10 +108,8 @@ def score_run(
     find_metrics(metrics or DEFAULT)  # a misspelt metric is no look at the test split
     folder = workspace.run(run)
     captions = captions_of(workspace, run, split)
-    log = folder / "test_access.log"
     if split == "test":
-        with storage_errors(log), log.open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} score {split} of {run}\n")
+        note_look(folder, f"score {split} of {run}")
     dataset = checkpoint.read(folder / "checkpoints" / "best")[0].dataset
     clips = [clip for clip in clips_of(workspace, dataset, split) if clip.captions]
     if not clips:
@@ -128,6 +125,19 @@ def score_run(
     report = _noting(report, subset)
     report.write(folder / "scores")
     return report
+
+
+def note_look(run_folder: Path, what: str) -> None:
+    """Note a look at the test split in ``test_access.log`` of a run: when, and what for.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    from avpipe.pipeline.files import storage_errors
+
+    log = run_folder / "test_access.log"
+    with storage_errors(log), log.open("a", encoding="utf-8") as file:
+        file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {what}\n")
 
 
 def score_files(

@@ -102,12 +102,19 @@ def test_a_sweep_counts_the_steps_of_all_runs_and_names_each_that_ends(log: io.S
         on_event(Progress(rank=0, task="a", data={"event": "step", "step": 50}))
         on_event(Progress(rank=0, task="a", data={"event": "result", "best_score": 0.5}))
         on_event(Done(rank=0, task="a", counts={"finished": 1}))
+        on_event(Started(rank=0, task="b"))
         on_event(Done(rank=0, task="b", counts={"failed": 1}))
         on_event(Died(rank=0, reason="ended with exit status 0"))  # on purpose, after an error that nobody foresaw
+        on_event(Died(rank=0, reason="was killed"))  # the next one, before it took up work
+        on_event(Started(rank=0, task="c"))
+        on_event(Died(rank=0, reason="ended with exit status 0"))  # for the last time: nothing goes on
     assert log.getvalue().splitlines() == [
-        "a process crashed (SIGSEGV); its run goes on from its last checkpoint",
+        "a: its process crashed (SIGSEGV)",
+        "a: goes on from its last checkpoint",
         "sweep ablation: 50/200 steps, 0.8 steps/s, 3 min left",
         "a: finished, best CIDEr 0.5000 on val",
         "b: failed",
+        "a process was killed",
+        "c: its process ended with exit status 0",
         "sweep ablation: 200/200 steps, 3.3 steps/s, 1 runs failed, 1 runs finished",
     ]
