@@ -10,10 +10,17 @@ from avpipe.train.batch import Batch, Fused
 
 
 class State(Protocol):
-    """What a decoder remembers between two tokens."""
+    """What a decoder remembers between two tokens: a row for each unfinished caption, R in all."""
+
+    def take(self, rows: Tensor) -> Self:
+        """The rows at ``rows`` (``(N,)``, int64, repeats allowed), whichever clips they are of: how several captions of
+        a clip begin, which the decoder has read once.
+        """
 
     def reorder(self, rows: Tensor) -> Self:
-        """The state after a beam search kept ``rows``; see :class:`avpipe.train.decoders.transformer.State`."""
+        """As :meth:`take`, after a beam search kept ``rows`` (``(R,)``). Rows never leave their clip, so what was
+        computed from the clip may stay where it is.
+        """
 
 
 class Decoder(Protocol):
@@ -25,7 +32,7 @@ class Decoder(Protocol):
         """Teacher forcing: ``(N, L)`` tokens to ``(N, L, V)`` logits."""
 
     def start(self, fused: Fused) -> Any:
-        """The state before the first token."""
+        """The state before the first token: of each clip a row."""
 
     def step(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
         """``(R,)`` last tokens to ``(R, V)`` logits and the new state."""

@@ -125,12 +125,8 @@ def beam_search(
     """
     size = fused.data.shape[0]
     device = fused.data.device
-    # A decoder that runs a network over the clip first may do so once for all beams of it.
-    start_beams = getattr(decoder, "start_beams", None)
-    if start_beams is not None:
-        state = start_beams(fused, beams)
-    else:
-        state = decoder.start(fused.take(torch.arange(size, device=device).repeat_interleave(beams)))
+    # Each clip is read once for all its beams.
+    state = decoder.start(fused).take(torch.arange(size, device=device).repeat_interleave(beams))
     # All beams of a clip begin alike: only the first may be continued at the start.
     log_probs = torch.full((size, beams), -torch.inf, device=device)
     log_probs[:, 0] = 0.0

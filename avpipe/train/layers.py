@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,11 @@ def key_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
 def split_heads(data: Tensor, heads: int) -> Tensor:
     """``(B, K, W) -> (B, H, K, W / H)``."""
     return data.view(*data.shape[:-1], heads, -1).transpose(1, 2)
+
+
+def rows_of(pairs: Iterable[tuple[Tensor, Tensor]], rows: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Of the keys and values of each layer, ``(R, H, S, D)``, the ``rows`` (``(N,)``, int64, repeats allowed)."""
+    return [(key.index_select(0, rows), value.index_select(0, rows)) for key, value in pairs]
 
 
 def attend(

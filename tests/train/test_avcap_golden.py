@@ -220,7 +220,7 @@ def test_steps_equal_full_recomputation(padded: bool, beams: int) -> None:
     said = tokens["caption_tokens"][rows]
     said = (said + torch.arange(len(rows))[:, None] * torch.arange(9)) % 97  # each beam says something else
     with torch.inference_mode():
-        state = decoder.start(fused.take(rows))
+        state = decoder.start(fused).take(rows)
         assert state.beams == beams
         assert state.seen[0][0].shape[0] == 2  # once a clip
         for length in range(1, 10):
@@ -240,7 +240,7 @@ def test_keys_of_positions_are_computed_once() -> None:
         assert isinstance(layer, git._Layer)
         layer.query_key_value.register_forward_hook(count)
     with torch.inference_mode():
-        state = decoder.start(fused.take(torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])))
+        state = decoder.start(fused).take(torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]))
         assert rows == [2 * 13] * 2
         for _ in range(5):
             before = len(rows)
@@ -248,14 +248,12 @@ def test_keys_of_positions_are_computed_once() -> None:
             assert rows[before:] == [8] * 2
 
 
-def test_clips_that_are_alike_share_and_others_do_not() -> None:
-    # Rows 0 to 5 are one clip to the eye (two clips of the same numbers, three beams each), then three of another.
-    decoder, fused = decoder_of(stored()["weights"]), fused_stored()
-    rows = torch.tensor([0] * 6 + [1] * 3)
-    assert decoder.start(fused.take(rows)).beams == 3
-    assert decoder.start(fused.take(torch.tensor([0, 0, 1]))).beams == 1
-    other_mask = replace(fused.take(torch.tensor([0, 0])), mask=torch.arange(13) < torch.tensor([[13], [12]]))
-    assert decoder.start(other_mask).beams == 1
+def test_rows_of_a_clip_that_follow_one_another_share() -> None:
+    state = decoder_of(stored()["weights"]).start(fused_stored())
+    assert state.take(torch.tensor([0] * 6 + [1] * 3)).beams == 3
+    assert state.take(torch.tensor([0, 0, 1])).beams == 1
+    shared = state.take(torch.tensor([0, 0, 1, 1]))
+    assert (shared.beams, shared.take(torch.tensor([2, 3, 2, 0, 1, 1])).beams) == (2, 3)
 
 
 def smoothed(classes: int, epsilon: float) -> tuple[float, float]:

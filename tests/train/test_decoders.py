@@ -124,6 +124,28 @@ def test_reordered_state_goes_on_from_the_rows_that_were_kept(name: str) -> None
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("rows", [[0, 0, 1, 1, 2, 2], [0, 0, 0, 0, 2, 1], [2, 1]], ids=["beams", "any", "some"])
+def test_rows_that_are_taken_go_on_as_if_they_had_been_there_from_the_start(name: str, rows: list[int]) -> None:
+    decoder, clips, taken = build(name), fused(real=(5, 2, 0)), torch.tensor(rows)
+    begun, _ = some_tokens()
+    more, _ = some_tokens(size=len(rows), seed=1)
+    state = decoder.start(clips)
+    for said in (0, 3):  # at the start, and in the midst
+        found, now = [], state.take(taken)
+        for token in more.unbind(1):
+            logits, now = decoder.step(token, now)
+            found.append(logits)
+        whole = stepped(decoder, clips.take(taken), torch.cat([begun[taken, :said], more], dim=1))
+        torch.testing.assert_close(torch.stack(found, dim=1), whole[:, said:], rtol=0, atol=1e-5)
+        # Of rows that were taken, rows may be taken again.
+        again = torch.tensor([1, 0])
+        logits, _ = decoder.step(more[again, 0], state.take(taken).take(again))
+        torch.testing.assert_close(logits, whole[again, said], rtol=0, atol=1e-5)
+        for token in begun[:, :3].unbind(1):
+            _, state = decoder.step(token, state)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_holds_as_many_tokens_as_it_says(name: str) -> None:
     decoder = build(name)
     tokens, mask = some_tokens(length=decoder.max_tokens)

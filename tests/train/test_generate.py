@@ -45,6 +45,9 @@ class ToyState:
     clips: tuple[int, ...]
     prefixes: tuple[tuple[int, ...], ...]
 
+    def take(self, rows: Tensor) -> ToyState:
+        return ToyState(*(tuple(each[row] for row in rows.tolist()) for each in (self.clips, self.prefixes)))
+
     def reorder(self, rows: Tensor) -> ToyState:
         kept = rows.tolist()
         assert [self.clips[row] for row in kept] == list(self.clips)  # rows never leave their clip

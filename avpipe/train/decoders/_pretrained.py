@@ -21,7 +21,7 @@ from avpipe.pipeline import weight_shards
 from avpipe.pipeline.errors import CheckpointError, UsageError
 from avpipe.pipeline.pretrained import Report, json_of, read_network
 from avpipe.train.batch import Fused
-from avpipe.train.layers import initialise
+from avpipe.train.layers import initialise, rows_of
 
 log = logging.getLogger(__name__)
 
@@ -252,20 +252,17 @@ class State:
     cross: Any
     past: tuple[tuple[Tensor, Tensor], ...] = ()
 
-    def reorder(self, rows: Tensor) -> State:
-        """The state after a beam search kept ``rows`` (``(R,)``, int64). Rows never leave their clip, so what was
-        computed from the clip stays where it is.
-        """
-        return replace(
-            self, past=tuple((key.index_select(0, rows), value.index_select(0, rows)) for key, value in self.past)
-        )
-
     def take(self, rows: Tensor) -> State:
-        """The state before the first token, for the clips at ``rows`` (``(N,)``, int64, repeats allowed)."""
+        """The rows at ``rows``; see :class:`avpipe.train.captioner.State`."""
         seen = self.seen
         if seen is not None:
             seen = Seen(data=seen.data[rows], mask=seen.mask[rows], absent=seen.absent[rows])
-        return begin(seen, [(layer.keys[rows], layer.values[rows]) for layer in self.cross.layers])
+        begun = begin(seen, rows_of(((layer.keys, layer.values) for layer in self.cross.layers), rows))
+        return replace(begun, past=tuple(rows_of(self.past, rows)))
+
+    def reorder(self, rows: Tensor) -> State:
+        """The rows that a beam search kept; what was computed from the clip stays where it is."""
+        return replace(self, past=tuple(rows_of(self.past, rows)))
 
 
 def begin(seen: Seen | None, keys: Iterable[Sequence[Tensor]]) -> State:

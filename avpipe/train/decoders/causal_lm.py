@@ -32,6 +32,7 @@ from avpipe.train.batch import Fused
 from avpipe.train.decoders import _language_model as language_model
 from avpipe.train.decoders import _pretrained as shared
 from avpipe.train.decoders._language_model import Entrance, Settings, real_first
+from avpipe.train.layers import rows_of
 from avpipe.train.tokenizer import Tokenizer
 
 SPARE_ROWS = 1023  # OPT has 7, Qwen 2 some 270, Phi 900
@@ -68,11 +69,13 @@ class State:
     said: int
     past: tuple[tuple[Tensor, Tensor], ...]
 
+    def take(self, rows: Tensor) -> State:
+        """The rows at ``rows``; see :class:`avpipe.train.captioner.State`."""
+        return replace(self.reorder(rows), mask=self.mask[rows])
+
     def reorder(self, rows: Tensor) -> State:
-        """The state after a beam search kept ``rows`` (``(R,)``, int64). Rows never leave their clip."""
-        return replace(
-            self, past=tuple((key.index_select(0, rows), value.index_select(0, rows)) for key, value in self.past)
-        )
+        """The rows that a beam search kept."""
+        return replace(self, past=tuple(rows_of(self.past, rows)))
 
 
 class Decoder(nn.Module):
@@ -165,12 +168,6 @@ class Decoder(nn.Module):
         cache: Any = DynamicCache()
         self.network.base_model(inputs_embeds=positions, past_key_values=cache, use_cache=True)
         return State(mask=mask, said=0, past=_keys(cache))
-
-    def start_beams(self, fused: Fused, beams: int) -> State:
-        """As :meth:`start`, for so many rows of each clip, one after the other, of which the network reads one."""
-        rows = torch.arange(len(fused.data), device=fused.data.device).repeat_interleave(beams)
-        state = self.start(fused)
-        return replace(state.reorder(rows), mask=state.mask[rows])
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """One token further; the prompt follows the first.

@@ -25,11 +25,10 @@ AVCap trains on a Kullback-Leibler divergence from smoothed labels, 0.1 spread o
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import torch
@@ -41,7 +40,7 @@ from avpipe.pipeline.config import Config as BaseConfig
 from avpipe.pipeline.errors import CheckpointError, UsageError
 from avpipe.train import start_values
 from avpipe.train.batch import Fused
-from avpipe.train.layers import attend, initialise, key_bias, split_heads
+from avpipe.train.layers import attend, initialise, key_bias, rows_of, split_heads
 
 WORD_NORM_EPS = 1e-8
 LAYER_NORM_EPS = 1e-12  # BERT's
@@ -97,12 +96,19 @@ class State:
     past: list[tuple[Tensor, Tensor]]
     length: int = 0
 
-    def reorder(self, rows: Tensor) -> State:
-        """The state after a beam search kept ``rows`` (``(R,)``, int64). Rows never leave their clip, so what was
-        computed from the clip stays where it is.
+    def take(self, rows: Tensor) -> State:
+        """The rows at ``rows``; see :class:`avpipe.train.captioner.State`. Rows that follow one another and are of
+        one clip go on sharing what was computed of it.
         """
-        past = [(key.index_select(0, rows), value.index_select(0, rows)) for key, value in self.past]
-        return State(seen=self.seen, bias=self.bias, beams=self.beams, past=past, length=self.length)
+        clips = rows // self.beams
+        beams = _repeats(clips)
+        firsts = clips[::beams]
+        kept = self.reorder(rows)
+        return replace(kept, seen=rows_of(self.seen, firsts), bias=self.bias[firsts], beams=beams)
+
+    def reorder(self, rows: Tensor) -> State:
+        """The rows that a beam search kept; what was computed from the clip stays where it is."""
+        return replace(self, past=rows_of(self.past, rows))
 
 
 class Decoder(nn.Module):
@@ -181,15 +187,12 @@ class Decoder(nn.Module):
         return self._logits(data)
 
     def start(self, fused: Fused) -> State:
-        """The state before the first token. Rows that follow one another and are alike, as the beams of a clip are at
-        the start, are computed once: alike in every bit, so that nothing changes.
-        """
-        beams = _repeats(fused)
-        bias = key_bias(fused.mask[::beams], fused.data.dtype)
-        seen = [of_layer for _, of_layer in self._seen(fused.data[::beams], bias)]
+        """The state before the first token; what is computed of the fused positions is computed once."""
+        bias = key_bias(fused.mask, fused.data.dtype)
+        seen = [of_layer for _, of_layer in self._seen(fused.data, bias)]
         key, _ = seen[0]
         nothing = key.new_empty(len(fused.data), key.shape[1], 0, key.shape[3])
-        return State(seen=seen, bias=bias, beams=beams, past=[(nothing, nothing)] * len(seen))
+        return State(seen=seen, bias=bias, beams=1, past=[(nothing, nothing)] * len(seen))
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """One token further.
@@ -230,11 +233,10 @@ class Decoder(nn.Module):
         return F.linear(data, self.tokens.weight, self.out_bias)
 
 
-def _repeats(fused: Fused) -> int:
-    """The largest n for which rows come in groups of n that are alike."""
-    alike = (fused.data[1:] == fused.data[:-1]).flatten(1).all(dim=1) & (fused.mask[1:] == fused.mask[:-1]).all(dim=1)
-    firsts = [0, *((~alike).nonzero().flatten() + 1).tolist(), len(fused.data)]
-    return math.gcd(*(after - before for before, after in itertools.pairwise(firsts)))
+def _repeats(clips: Tensor) -> int:
+    """The largest n for which clips come n times in a row."""
+    _, times = clips.unique_consecutive(return_counts=True)
+    return math.gcd(*times.tolist())
 
 
 class _Layer(nn.Module):

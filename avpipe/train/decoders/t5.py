@@ -159,11 +159,6 @@ class Decoder(nn.Module):
         keys = [[split_heads(part(seen.data), each.n_heads) for part in (each.k, each.v)] for each in attentions]
         return shared.begin(seen, keys)
 
-    def start_beams(self, fused: Fused, beams: int) -> State:
-        """As :meth:`start`, for so many rows of each clip, one after the other, of which the encoder reads one."""
-        rows = torch.arange(len(fused.data), device=fused.data.device).repeat_interleave(beams)
-        return self.start(fused).take(rows)
-
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """One token further.
 

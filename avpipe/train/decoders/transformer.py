@@ -6,7 +6,7 @@ with the norms where GPT-2 has them); learned positions; input and output embedd
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from avpipe.pipeline.config import Config as BaseConfig
 from avpipe.train.batch import Fused
-from avpipe.train.layers import attend, initialise, key_bias, split_heads
+from avpipe.train.layers import attend, initialise, key_bias, rows_of, split_heads
 
 
 class Config(BaseConfig):
@@ -62,12 +62,14 @@ class State:
     past: list[tuple[Tensor, Tensor]]
     length: int = 0
 
+    def take(self, rows: Tensor) -> State:
+        """The rows at ``rows``; see :class:`avpipe.train.captioner.State`."""
+        kept = self.reorder(rows)
+        return replace(kept, cross=rows_of(self.cross, rows), bias=self.bias[rows], gate=self.gate[rows])
+
     def reorder(self, rows: Tensor) -> State:
-        """The state after a beam search kept ``rows`` (``(R,)``, int64). Rows never leave their clip, so what was
-        computed from the clip stays where it is.
-        """
-        past = [(key.index_select(0, rows), value.index_select(0, rows)) for key, value in self.past]
-        return State(cross=self.cross, bias=self.bias, gate=self.gate, past=past, length=self.length)
+        """The rows that a beam search kept; what was computed from the clip stays where it is."""
+        return replace(self, past=rows_of(self.past, rows))
 
 
 class Decoder(nn.Module):

@@ -219,7 +219,7 @@ def sample(
         For each clip ``count`` of them, without begin, with the end token where they have one.
     """
     rows = torch.arange(fused.data.shape[0], device=fused.data.device).repeat_interleave(count)
-    state = decoder.start(fused.take(rows))
+    state = decoder.start(fused).take(rows)
     last = torch.full((len(rows),), special.begin, device=rows.device)
     done = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
     drawn: list[Tensor] = []
