@@ -43,7 +43,7 @@ from avpipe.train.objective import Split
 from avpipe.train.optimizer import Average, freeze, frozen_at_random, learning_rate, parameter_groups
 from avpipe.train.tokenizer import Tokenizer
 
-log_ = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 Score = Callable[[Mapping[str, str]], float]
 """Captions by clip id to one number, the larger the better."""
@@ -194,7 +194,7 @@ def train(
     else:
         checkpoint.read_start_values(captioner)
         for group, part in frozen_at_random(config):
-            log_.warning("train.groups: %r freezes the %s at RANDOM start values", group, part)
+            _logger.warning("train.groups: %r freezes the %s at RANDOM start values", group, part)
     groups = parameter_groups(learner.named(), settings)
     optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas)
     model, optimizer = accelerator.prepare(learner, optimizer)
@@ -219,7 +219,7 @@ def train(
     longest = min(settings.max_caption_tokens or captioner.max_tokens, captioner.max_tokens)
     if is_main and config.generate.max_tokens > captioner.max_tokens - 1:
         asked, most = config.generate.max_tokens, captioner.max_tokens - 1
-        log_.warning("generate.max_tokens=%d: this decoder ends captions after %d tokens", asked, most)
+        _logger.warning("generate.max_tokens=%d: this decoder ends captions after %d tokens", asked, most)
     data = ClipDataset(
         usable,
         sources,
@@ -334,9 +334,8 @@ def train(
                 progress.batch += 1
                 if is_update:
                     norm = accelerator.clip_grad_norm_(trained, settings.clip_norm or math.inf)
-                    if (
-                        not accelerator.scaler
-                    ):  # else it leaves such a step out, and tries the next one at a smaller scale
+                    # A scaler leaves such a step out, and tries the next one at a smaller scale.
+                    if not accelerator.scaler:
                         _check_finite("norm of the gradient", norm, progress.step, clip_ids, parts)
                     optimizer.step()
                     optimizer.zero_grad()
@@ -348,9 +347,9 @@ def train(
                     tell({"event": "step", **of_step, "loss": (sums["loss"] / batches_a_step).item()})
                     if log and progress.step % settings.log_every == 0:
                         told = {name: (value / batches_a_step).item() for name, value in sums.items()}
-                        # In half precision it may overflow, and the step is left out.
                         told |= {"lr": lr, "data_seconds": round(waiting, 4)}
-                        told |= {"grad_norm": float(norm)} if torch.isfinite(norm) else {}
+                        if torch.isfinite(norm):  # else the scaler left the step out
+                            told["grad_norm"] = float(norm)
                         log.row(progress.step, progress.epoch, **told)
                         waiting = 0.0
                     clip_ids, sums = [], {}
@@ -369,18 +368,13 @@ def train(
                 with average.in_place() if average else nullcontext():
                     value = validate()
                     if value is None or progress.best_score is None or value > progress.best_score:
-                        progress.best_score, progress.best_step, progress.validations_without_gain = (
-                            value,
-                            progress.step,
-                            0,
-                        )
+                        progress.best_score, progress.best_step = value, progress.step
+                        progress.validations_without_gain = 0
                         save(best, with_state=False)
                     else:
                         progress.validations_without_gain += 1
-                out_of_patience = (
-                    settings.patience is not None and progress.validations_without_gain >= settings.patience
-                )
-                progress.finished = progress.finished or out_of_patience
+                if settings.patience is not None and progress.validations_without_gain >= settings.patience:
+                    progress.finished = True
                 if log and value is not None:
                     log.row(progress.step, progress.epoch, val_score=value)
                 tell({"event": "validation", "step": progress.step, "epoch": progress.epoch, "score": value})
