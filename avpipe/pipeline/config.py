@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from avpipe.pipeline.errors import ConfigError, UnknownNameError, did_you_mean
@@ -28,6 +28,15 @@ class Config(BaseModel):
     """Base of every configuration: frozen, unknown keys refused, a docstring under each field."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_said_is_an_empty_text(cls, values: Any) -> Any:
+        """``key=`` of the command line, and ``key:`` of a file, which YAML reads as null."""
+        if not isinstance(values, Mapping):
+            return values
+        texts = {name for name, field in cls.model_fields.items() if field.annotation is str}
+        return {name: "" if value is None and name in texts else value for name, value in values.items()}
 
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)

@@ -125,7 +125,7 @@ class TrainConfig(Config):
     log_every: int = Field(10, ge=1)
     """Steps between rows of metrics.jsonl."""
     num_workers: int = Field(0, ge=0)
-    """Processes that read features; 0: the training process itself."""
+    """Processes that read features; 0: a thread of the training itself, one batch ahead."""
     cache_features: Literal["auto", "yes", "no"] = "auto"
     """Whether to hold all features in memory; ``auto``: if they take at most a quarter of what is free."""
     tensorboard: bool = True
@@ -166,6 +166,12 @@ class GenerateConfig(Config):
     """Hugging Face's: above 1, words that the caption has already are less likely; below (MICap's code: 0.6), more."""
     batch_size: int = Field(64, ge=1)
     """Clips at once."""
+
+    @model_validator(mode="after")
+    def _can_end(self) -> GenerateConfig:
+        if self.min_tokens >= self.max_tokens:
+            raise ValueError(f"min_tokens: expected less than max_tokens ({self.max_tokens}), got {self.min_tokens}")
+        return self
 
 
 class RunConfig(Config):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -230,7 +231,11 @@ def epoch_items(
 def loader(
     dataset: ClipDataset, batches: Sequence[Items], num_workers: int, draw: tuple[int, ...] | None = None
 ) -> Iterator[Batch]:
-    """The given batches, read ahead by ``num_workers`` processes. ``draw``: see :meth:`ClipDataset.batch`."""
+    """The given batches, read ahead: by ``num_workers`` processes, or one by a thread. ``draw``: see
+    :meth:`ClipDataset.batch`.
+    """
+    if num_workers == 0:
+        return _one_ahead(dataset, batches, draw)
     return iter(
         DataLoader(
             _Batches(dataset, batches, draw),
@@ -240,6 +245,18 @@ def loader(
             generator=torch.Generator().manual_seed(0),
         )
     )
+
+
+def _one_ahead(dataset: ClipDataset, batches: Sequence[Items], draw: tuple[int, ...] | None) -> Iterator[Batch]:
+    """While a batch is trained on, a thread reads the next one."""
+    with ThreadPoolExecutor(1, thread_name_prefix="next batch") as thread:
+        coming = None
+        for items in batches:
+            former, coming = coming, thread.submit(dataset.batch, items, draw)
+            if former:
+                yield former.result()
+        if coming:
+            yield coming.result()
 
 
 class _Batches(torch.utils.data.Dataset[Batch]):

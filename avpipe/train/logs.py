@@ -7,16 +7,17 @@ import json
 import os
 import platform
 import resource
+import secrets
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
 from avpipe.pipeline.errors import UsageError
-from avpipe.pipeline.files import atomic_write
+from avpipe.pipeline.files import atomic_write, write_json
 from avpipe.train.config import RunConfig
 
 
@@ -24,13 +25,12 @@ class Log:
     """``metrics.jsonl``, TensorBoard events, and a run of Weights & Biases. Rows after the checkpoint that a training
     goes on from are taken back (by Weights & Biases: a row of a step that it has already is left out).
 
+    A context: it ends with the training, whatever ends that.
+
     Args:
         run_folder: gets the file and the events.
         step: of the checkpoint, or 0.
         config: of the run; says what is written beside the file.
-
-    Raises:
-        UsageError: Weights & Biases is asked for and not installed.
     """
 
     def __init__(self, run_folder: Path, step: int, config: RunConfig) -> None:
@@ -57,29 +57,46 @@ class Log:
         if self._wandb:
             self._wandb.log({"epoch": epoch, **values}, step=step)
 
-    def close(self) -> None:
-        """Finish what is written."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._file.close()
         if self._board:
             self._board.close()
         if self._wandb:
-            self._wandb.finish()
+            self._wandb.finish(exit_code=1 if kind else 0)
 
 
-def _wandb_run(config: RunConfig, run_folder: Path) -> Any:
-    """The run of that name in the project; a training that goes on, goes on with it."""
-    if not importlib.util.find_spec("wandb"):
+def check_log(config: RunConfig) -> None:
+    """Whether what ``train.wandb`` asks for is here.
+
+    Raises:
+        UsageError: Weights & Biases is not installed.
+    """
+    if config.train.wandb is None:
+        return
+    found = importlib.util.find_spec("wandb")
+    if found is None or found.origin is None:  # a mere folder of that name, as it makes itself, is no package
         raise UsageError(
             f"train.wandb={config.train.wandb}: Weights & Biases is not installed. Try: pip install wandb, or leave it "
             "out: metrics.jsonl and TensorBoard hold the same numbers"
         )
+
+
+def _wandb_run(config: RunConfig, run_folder: Path) -> Any:
+    """A run in the project; a training that goes on, goes on with its own."""
     import wandb
 
+    path = run_folder / "wandb.json"
+    if not path.exists():  # a run of the same name elsewhere is another one
+        write_json(path, {"id": secrets.token_hex(8)})
     return wandb.init(
         project=config.train.wandb,
         name=run_folder.name,
-        id=run_folder.name,
+        id=json.loads(path.read_text(encoding="utf-8"))["id"],
         resume="allow",
+        reinit="finish_previous",
         dir=str(run_folder),
         config=config.model_dump(mode="json"),
     )

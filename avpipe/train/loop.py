@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,19 +21,29 @@ from torch import Tensor
 
 from avpipe.pipeline.clip import Clip
 from avpipe.pipeline.config import write_yaml
-from avpipe.pipeline.errors import CheckpointError, DataError, TrainingError
+from avpipe.pipeline.errors import CheckpointError, DataError, TrainingError, UsageError
 from avpipe.pipeline.files import atomic_write, write_json
 from avpipe.train import checkpoint
 from avpipe.train.batch import Batch, drop_modalities
 from avpipe.train.config import RunConfig
-from avpipe.train.dataset import ClipDataset, FeatureSource, captions_of_next, epoch_items, fits_in_memory, loader
+from avpipe.train.dataset import (
+    CACHED_SHARE,
+    ClipDataset,
+    FeatureSource,
+    captions_of_next,
+    epoch_items,
+    fits_in_memory,
+    loader,
+)
 from avpipe.train.generate import caption_all
 from avpipe.train.learner import Learner
-from avpipe.train.logs import Log, environment, peak_memory_bytes
+from avpipe.train.logs import Log, check_log, environment, peak_memory_bytes
 from avpipe.train.objective import Split
-from avpipe.train.optimizer import Average, freeze, learning_rate, parameter_groups
+from avpipe.train.optimizer import Average, freeze, frozen_at_random, learning_rate, parameter_groups
 from avpipe.train.steps import steps_of
 from avpipe.train.tokenizer import Tokenizer
+
+_logger = logging.getLogger(__name__)
 
 Score = Callable[[Mapping[str, str]], float]
 """Captions by clip id to one number, the larger the better."""
@@ -121,9 +133,11 @@ def train(
         CheckpointError: what it goes on or starts from is damaged, or does not fit.
         MissingWeightsError: public weights that a new training starts from are neither here nor to be had.
         TrainingError: the loss or its gradient is not finite; the message names the clips.
+        UsageError: a precision, or Weights & Biases, is asked for that is not to be had here.
     """
     started = time.monotonic()
     settings = config.train
+    check_log(config)
     specs = {name: source.spec for name, source in sources.items()}
     usable = [clip for clip in train_clips if clip.captions and any(clip.clip_id in s for s in sources.values())]
     if not usable:
@@ -179,6 +193,8 @@ def train(
             write_json(run_folder / "init_from.json", values)
     else:
         checkpoint.read_start_values(captioner)
+        for group, part in frozen_at_random(config):
+            _logger.warning("train.groups: %r freezes the %s at RANDOM start values", group, part)
     groups = parameter_groups(learner.named(), settings)
     optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas)
     model, optimizer = accelerator.prepare(learner, optimizer)
@@ -197,9 +213,13 @@ def train(
 
     # -- data ----------------------------------------------------------------------------------------------------------
     cache = settings.cache_features == "yes" or (
-        settings.cache_features == "auto" and fits_in_memory([*usable, *val_clips], sources)
+        settings.cache_features == "auto"
+        and fits_in_memory([*usable, *val_clips], sources, CACHED_SHARE / _processes_here(accelerator))
     )
     longest = min(settings.max_caption_tokens or captioner.max_tokens, captioner.max_tokens)
+    if is_main and config.generate.max_tokens > captioner.max_tokens - 1:
+        asked, most = config.generate.max_tokens, captioner.max_tokens - 1
+        _logger.warning("generate.max_tokens=%d: this decoder ends captions after %d tokens", asked, most)
     data = ClipDataset(
         usable,
         sources,
@@ -254,16 +274,20 @@ def train(
         random_states = gather_object([_random_state()])  # of every process
         if is_main:
             progress.seconds = time.monotonic() - started
-            whole = {
-                "optimizer": optimizer.state_dict(),
-                "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {},
-                "objectives": learner.objectives.state_dict(),
-                "average": average.state_dict() if average else {},
-                "random": random_states,
-                "progress": {field: getattr(progress, field) for field in progress.__slots__},
-            }
+            whole = (
+                None
+                if not with_state
+                else {
+                    "optimizer": optimizer.state_dict(),
+                    "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {},
+                    "objectives": learner.objectives.state_dict(),
+                    "average": average.state_dict() if average else {},
+                    "random": random_states,
+                    "progress": {field: getattr(progress, field) for field in progress.__slots__},
+                }
+            )
             name = f"{run_folder.name}@{progress.step}"
-            checkpoint.save(folder, captioner, tokenizer, config, specs, name=name, state=whole if with_state else None)
+            checkpoint.save(folder, captioner, tokenizer, config, specs, name=name, state=whole)
         accelerator.wait_for_everyone()
 
     def validate() -> float | None:
@@ -276,77 +300,85 @@ def train(
         return float(values[0])
 
     # -- the loop ------------------------------------------------------------------------------------------------------
-    if state:
-        _set_random_state(_own(state["random"], accelerator))
-    model.train()
-    was_finished = progress.finished
-    if not state:
-        learner.after_epoch(0, batches_to_measure)
-    clip_ids: list[str] = []  # of the batches of this step
-    while not progress.finished:
-        batches = batches_of(progress.epoch)
-        waiting = -time.monotonic()  # for data; becomes seconds since the last log row
-        rest = _shares(batches[progress.batch :], accelerator)
-        for batch in loader(data, rest, settings.num_workers, draw=(settings.seed, progress.epoch)):
-            waiting += time.monotonic()
-            lr = learning_rate(progress.step, settings, steps_per_epoch=steps_per_epoch, total_steps=total_steps)
-            for group in optimizer.param_groups:
-                group["lr"] = lr * group["scale"]
-            is_last = progress.batch + 1 == len(batches)
-            is_update = is_last or (progress.batch + 1) % settings.accumulate == 0
-            # A step is the mean over its batches, of which the last one of an epoch may have fewer.
-            first = progress.batch - progress.batch % settings.accumulate
-            batches_a_step = min(settings.accumulate, len(batches) - first)
-            clip_ids += batch.clip_ids
-            # Gradients are summed over the batches of a step, and shared between processes at its end.
-            with nullcontext() if is_update else accelerator.no_sync(model):
-                loss, parts = model(drop_modalities(batch, settings.modality_dropout, specs).to(accelerator.device))
-                _check_finite("loss", loss, progress.step, batch.clip_ids, parts)
-                accelerator.backward(loss / batches_a_step)
-            progress.batch += 1
-            if is_update:
-                norm = accelerator.clip_grad_norm_(trained, settings.clip_norm or math.inf)
-                if not accelerator.scaler:  # else it leaves such a step out, and tries the next one at a smaller scale
-                    _check_finite("norm of the gradient", norm, progress.step, clip_ids, parts)
-                optimizer.step()
-                optimizer.zero_grad()
-                learner.after_update()
-                if average:
-                    average.update()
-                clip_ids = []
-                progress.step += 1
-                seen = loss.item()
-                tell({"event": "step", "step": progress.step, "steps": total_steps, "loss": seen, "clips": len(batch)})
-                if log and progress.step % settings.log_every == 0:
-                    told = {name: value.item() for name, value in parts.items()}
-                    numbers = {"lr": lr, "grad_norm": float(norm), "data_seconds": round(waiting, 4)}
-                    log.row(progress.step, progress.epoch, loss=seen, **told, **numbers)
-                    waiting = 0.0
-                if progress.step >= total_steps:
-                    break
-                if settings.save_every and progress.step % settings.save_every == 0 and not is_last:
-                    save(last, with_state=True)
-            waiting -= time.monotonic()
+    with log or nullcontext():
+        if state:
+            _set_random_state(_own(state["random"], accelerator))
+        model.train()
+        was_finished = progress.finished
+        if not state:
+            learner.after_epoch(0, batches_to_measure)
+        clip_ids: list[str] = []  # of the batches of this step
+        sums: dict[str, Tensor] = {}  # of their losses
+        while not progress.finished:
+            batches = batches_of(progress.epoch)
+            waiting = -time.monotonic()  # for data; becomes seconds since the last log row
+            rest = _shares(batches[progress.batch :], accelerator)
+            for batch in loader(data, rest, settings.num_workers, draw=(settings.seed, progress.epoch)):
+                waiting += time.monotonic()
+                lr = learning_rate(progress.step, settings, steps_per_epoch=steps_per_epoch, total_steps=total_steps)
+                for group in optimizer.param_groups:
+                    group["lr"] = lr * group["scale"]
+                is_last = progress.batch + 1 == len(batches)
+                is_update = is_last or (progress.batch + 1) % settings.accumulate == 0
+                # A step is the mean over its batches, of which the last one of an epoch may have fewer.
+                first = progress.batch - progress.batch % settings.accumulate
+                batches_a_step = min(settings.accumulate, len(batches) - first)
+                clip_ids += batch.clip_ids
+                # Gradients are summed over the batches of a step, and shared between processes at its end.
+                with nullcontext() if is_update else accelerator.no_sync(model):
+                    loss, parts = model(drop_modalities(batch, settings.modality_dropout, specs).to(accelerator.device))
+                    _check_finite("loss", loss, progress.step, batch.clip_ids, parts)
+                    accelerator.backward(loss / batches_a_step)
+                for key, value in {"loss": loss.detach(), **parts}.items():
+                    sums[key] = sums[key] + value if key in sums else value
+                progress.batch += 1
+                if is_update:
+                    norm = accelerator.clip_grad_norm_(trained, settings.clip_norm or math.inf)
+                    # A scaler leaves such a step out, and tries the next one at a smaller scale.
+                    if not accelerator.scaler:
+                        _check_finite("norm of the gradient", norm, progress.step, clip_ids, parts)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    learner.after_update()
+                    if average:
+                        average.update()
+                    progress.step += 1
+                    of_step = {"step": progress.step, "steps": total_steps, "clips": len(clip_ids)}
+                    tell({"event": "step", **of_step, "loss": (sums["loss"] / batches_a_step).item()})
+                    if log and progress.step % settings.log_every == 0:
+                        told = {name: (value / batches_a_step).item() for name, value in sums.items()}
+                        told |= {"lr": lr, "data_seconds": round(waiting, 4)}
+                        if torch.isfinite(norm):  # else the scaler left the step out
+                            told["grad_norm"] = float(norm)
+                        log.row(progress.step, progress.epoch, **told)
+                        waiting = 0.0
+                    clip_ids, sums = [], {}
+                    if progress.step >= total_steps:
+                        break
+                    if settings.save_every and progress.step % settings.save_every == 0 and not is_last:
+                        save(last, with_state=True)
+                waiting -= time.monotonic()
 
-        # Once in a while: validate, keep the best, and see whether it is time to stop.
-        progress.epoch, progress.batch = progress.epoch + 1, 0
-        progress.finished = progress.step >= total_steps or progress.epoch >= settings.epochs
-        if not progress.finished:
-            learner.after_epoch(progress.epoch, batches_to_measure)
-        if progress.finished or progress.epoch % settings.validate_every == 0:
-            with average.in_place() if average else nullcontext():
-                value = validate()
-                if value is None or progress.best_score is None or value > progress.best_score:
-                    progress.best_score, progress.best_step, progress.validations_without_gain = value, progress.step, 0
-                    save(best, with_state=False)
-                else:
-                    progress.validations_without_gain += 1
-            out_of_patience = settings.patience is not None and progress.validations_without_gain >= settings.patience
-            progress.finished = progress.finished or out_of_patience
-            if log and value is not None:
-                log.row(progress.step, progress.epoch, val_score=value)
-            tell({"event": "validation", "step": progress.step, "epoch": progress.epoch, "score": value})
-            save(last, with_state=True)
+            # Once in a while: validate, keep the best, and see whether it is time to stop.
+            progress.epoch, progress.batch = progress.epoch + 1, 0
+            progress.finished = progress.step >= total_steps or progress.epoch >= settings.epochs
+            if not progress.finished:
+                learner.after_epoch(progress.epoch, batches_to_measure)
+            if progress.finished or progress.epoch % settings.validate_every == 0:
+                with average.in_place() if average else nullcontext():
+                    value = validate()
+                    if value is None or progress.best_score is None or value > progress.best_score:
+                        progress.best_score, progress.best_step = value, progress.step
+                        progress.validations_without_gain = 0
+                        save(best, with_state=False)
+                    else:
+                        progress.validations_without_gain += 1
+                if settings.patience is not None and progress.validations_without_gain >= settings.patience:
+                    progress.finished = True
+                if log and value is not None:
+                    log.row(progress.step, progress.epoch, val_score=value)
+                tell({"event": "validation", "step": progress.step, "epoch": progress.epoch, "score": value})
+                save(last, with_state=True)
 
     result = TrainResult(
         step=progress.step,
@@ -358,10 +390,9 @@ def train(
         seconds=time.monotonic() - started,
         peak_memory_bytes=max(gather_object([peak_memory_bytes()])),
     )
-    if log:
-        log.close()
-        if not was_finished:
-            write_json(run_folder / "result.json", asdict(result))
+    path = run_folder / "result.json"
+    if is_main and not (was_finished and path.exists()):
+        write_json(path, asdict(result))
     return result
 
 
@@ -384,8 +415,15 @@ def _shares(batches: Sequence[Any], accelerator: Accelerator) -> list[Any]:
     return [batch[rank::count] or batch[:1] for batch in batches]
 
 
+def _processes_here(accelerator: Accelerator) -> int:
+    """How many processes of this training are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+
+
 def _precision(asked: str) -> str:
     """As accelerate names it; bf16 where the hardware has it."""
+    if asked == "fp16" and not torch.cuda.is_available():
+        raise UsageError("train.precision=fp16: only on a GPU are gradients scaled for it. Try bf16, fp32 or auto")
     if asked != "auto":
         return "no" if asked == "fp32" else asked
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"

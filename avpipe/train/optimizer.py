@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from avpipe.pipeline.errors import ConfigError
-from avpipe.train.config import ParameterGroup, TrainConfig
+from avpipe.train.config import ParameterGroup, RunConfig, TrainConfig
+
+RANDOM = "random"
 
 HELD_SHARE = 0.6
 """Of all steps, the share for which ``schedule: hold`` holds the learning rate."""
@@ -34,14 +36,15 @@ def freeze(named: Named, groups: Iterable[ParameterGroup]) -> None:
     members: list[list[str]] = [[] for _ in groups]
     for name, parameter in named:
         index = _group_of(name, groups)
-        if index is not None:
+        if index is not None and (groups[index].frozen or parameter.requires_grad):
             members[index].append(name)
             if groups[index].frozen:
                 parameter.requires_grad_(False)
     faults = [
-        f"groups.{index}.match: {groups[index].match!r} is in no parameter's name"
-        + (" that no group before it has" if index else "")
-        + f"; names are such as {', '.join(_sample([name for name, _ in named]))}"
+        f"groups.{index}.match: {groups[index].match!r} is in no name of a parameter that is trained"
+        + (" and that no group before it has" if index else "")
+        + f"; names are such as {', '.join(_sample([name for name, _ in named]))}. A recipe's groups are meant for its "
+        "own parts: with others say train.groups=[], or your own"
         for index, names in enumerate(members)
         if not names
     ]
@@ -49,6 +52,18 @@ def freeze(named: Named, groups: Iterable[ParameterGroup]) -> None:
         faults.append("groups: nothing is left to train: every parameter is frozen")
     if faults:
         raise ConfigError("train", faults)
+
+
+def frozen_at_random(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Patterns that freeze all of a part which starts from no public weights, and the part's name."""
+    for part in ("fusion", "decoder"):
+        settings = getattr(config, part)
+        public = [settings.get(key, "") for key in ("initialise_from", "initialise_from_bert")]
+        if any(public) or settings.get("weights", RANDOM) != RANDOM:
+            continue
+        for group in config.train.groups:
+            if group.frozen and re.search(group.match, f"{part}."):
+                yield group.match, f"{part} {settings['name']}"
 
 
 def parameter_groups(named: Named, settings: TrainConfig) -> list[dict[str, Any]]:

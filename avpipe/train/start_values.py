@@ -46,6 +46,8 @@ def read(place: str, *, component: str, option: str, prefixes: Sequence[str] = (
     wanted = tuple(prefixes)
     if Path(place).suffix in weights.FILE_SUFFIXES:
         path = weights.local_file(place, component=component, option=option, has_random=False)
+        if path.suffix == ".safetensors":  # nothing else of it is read
+            return Held(id=path.name, path=path, tensors=weight_shards.read((path,), *wanted))
         every = checkpoints.tensors(checkpoints.read(path), path)
         return Held(id=path.name, path=path, tensors={n: t for n, t in every.items() if n.startswith(wanted)})
     shards = weight_shards.find(place, *wanted, component=component, option=option, has_random=False)

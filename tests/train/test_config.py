@@ -55,6 +55,13 @@ def test_yes_and_no_are_words_though_yaml_has_them_for_true_and_false(said: str,
     assert read("default", [f"train.cache_features={said}"]).train.cache_features == meant
 
 
+def test_nothing_behind_the_sign_is_an_empty_text() -> None:
+    config = read("avcap", ["fusion.initialise_projection_from="])
+    assert config.fusion["initialise_projection_from"] == ""
+    assert config.fusion["initialise_from"]  # as the recipe says
+    assert faults("train.lr=") == ["train.lr: input should be a valid number, got None"]
+
+
 def test_overrides() -> None:
     config = read(
         "default", ["train.lr=2e-4", "fusion.queries.video=5", "train.captions_per_clip=each", "decoder.width=64"]

@@ -30,6 +30,7 @@ from avpipe.pipeline.errors import (
 )
 from avpipe.train import checkpoint
 from avpipe.train.captioner import Captioner
+from avpipe.train.config import check
 from avpipe.train.dataset import ClipDataset, captions_of_next, epoch_items
 from avpipe.train.generate import caption_clips
 from avpipe.train.loop import train
@@ -166,6 +167,7 @@ def plain_training(accumulate: int, label_smoothing: float) -> tuple[list[float]
         items = epoch_items(data, seed=0, epoch=epoch, batch_size=8, captions_per_clip=1)
         groups = [items[start : start + accumulate] for start in range(0, len(items), accumulate)]
         for group in groups:
+            of_step = []
             for batch in map(data.batch, group):
                 assert batch.tokens is not None
                 assert batch.token_mask is not None
@@ -173,12 +175,13 @@ def plain_training(accumulate: int, label_smoothing: float) -> tuple[list[float]
                 logits = captioner(batch).flatten(0, 1)
                 loss = F.cross_entropy(logits, targets, ignore_index=-100, label_smoothing=label_smoothing)
                 (loss / len(group)).backward()
+                of_step.append(loss.detach())
             for settings in optimizer.param_groups:
                 settings["lr"] = learning_rate(
                     step, config.train, steps_per_epoch=len(groups), total_steps=2 * len(groups)
                 )
                 settings["betas"] = config.train.betas
-            losses.append(loss.item())
+            losses.append((sum(of_step[1:], of_step[0]) / len(group)).item())
             norms.append(float(torch.nn.utils.clip_grad_norm_(captioner.parameters(), 1.0)))
             optimizer.step()
             optimizer.zero_grad()
@@ -260,6 +263,30 @@ def test_the_result_counts_what_is_trained_and_what_is_not(tmp_path: Path) -> No
     assert json.loads((tmp_path / "part" / "result.json").read_text()) == asdict(part)
 
 
+def test_a_run_that_was_killed_before_it_could_tell_its_result_tells_it_later(tmp_path: Path) -> None:
+    first = toys.run(tmp_path, epochs=1)
+    (tmp_path / "result.json").unlink()
+    again = toys.run(tmp_path, epochs=1)
+    assert json.loads((tmp_path / "result.json").read_text())["best_score"] == first.best_score == again.best_score
+
+
+def test_half_precision_without_a_gpu_is_refused(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UsageError, match="only on a GPU are gradients scaled"):
+        toys.run(tmp_path, precision="fp16")
+
+
+def test_captions_that_are_longer_than_the_decoder_can_hold_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = toys.config(epochs=1).model_dump(mode="json")
+    short = check({**values, "decoder": {**values["decoder"], "positions": 8}}, "toy")
+    clips = toys.clips(4)
+    train(short, sources=toys.sources(clips), train_clips=clips, val_clips=[], run_folder=tmp_path)
+    assert "generate.max_tokens=12: this decoder ends captions after 7 tokens" in caplog.text
+
+
 def test_a_group_of_its_own_learning_rate_moves_less(tmp_path: Path) -> None:
     """AdamW's first step is the learning rate, whatever the gradient."""
     toys.run(
@@ -330,15 +357,15 @@ def test_weights_and_biases_get_the_numbers(tmp_path: Path, monkeypatch: pytest.
         def log(self, values: dict[str, float], step: int) -> None:
             calls.append((step, values))
 
-        def finish(self) -> None:
-            calls.append("finished")
+        def finish(self, exit_code: int) -> None:
+            calls.append(f"finished with {exit_code}")
 
     def init(**options: Any) -> Run:
         calls.append(options)
         return Run()
 
     module = types.ModuleType("wandb")
-    module.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    module.__spec__ = importlib.machinery.ModuleSpec("wandb", None, origin="wandb/__init__.py")
     module.init = init  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", module)
     toys.run(tmp_path, epochs=1, wandb="captions")
@@ -346,7 +373,26 @@ def test_weights_and_biases_get_the_numbers(tmp_path: Path, monkeypatch: pytest.
     assert calls[0]["config"]["train"]["epochs"] == 1
     written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [{"step": step, **values} for step, values in calls[1:-1]] == written
-    assert calls[-1] == "finished"
+    assert calls[-1] == "finished with 0"
+    # A training that goes on, goes on with its own; one of the same name elsewhere is another. A failed one is told.
+    first = calls[0]["id"]
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        toys.run(tmp_path / "b" / tmp_path.name, stop_at=2, wandb="captions")
+    assert calls[-1] == "finished with 1"
+    toys.run(tmp_path / "b" / tmp_path.name, wandb="captions")
+    ids = [call["id"] for call in calls if isinstance(call, dict)]
+    assert ids[0] == ids[1] != first
+
+
+def test_a_folder_of_that_name_is_not_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wandb").mkdir()  # as it makes one itself
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    importlib.invalidate_caches()
+    with pytest.raises(UsageError, match="is not installed"):
+        toys.run(tmp_path / "run", epochs=1, wandb="captions")
+    assert not (tmp_path / "run").exists()  # told before anything is written
 
 
 def test_weights_and_biases_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from avpipe.pipeline.errors import ConfigError
-from avpipe.train.config import TrainConfig
-from avpipe.train.optimizer import Average, freeze, learning_rate, parameter_groups
+from avpipe.train.config import TrainConfig, read
+from avpipe.train.optimizer import Average, freeze, frozen_at_random, learning_rate, parameter_groups
 
 
 def model() -> nn.Module:
@@ -76,7 +76,7 @@ def test_what_is_frozen_is_in_no_group_and_stays() -> None:
     [
         (
             [{"match": "crossattention"}],
-            r"groups.0.match: 'crossattention' is in no parameter's name; names are such as",
+            r"groups.0.match: 'crossattention' is in no name of .*train.groups=\[\]",
         ),
         ([{"match": "fusion"}, {"match": "fusion.bias"}], "groups.1.match: .* that no group before it has"),
         ([{"match": "", "frozen": True}], "nothing is left to train"),
@@ -85,6 +85,23 @@ def test_what_is_frozen_is_in_no_group_and_stays() -> None:
 def test_groups_that_cannot_be_meant_are_refused(groups: list[dict[str, Any]], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         freeze(model().named_parameters(), settings(groups=groups).groups)
+
+
+def test_a_group_of_what_a_part_has_frozen_itself_is_refused() -> None:
+    """LoRA's base, say: a learning rate for it would do nothing."""
+    whole = model()
+    whole.get_submodule("decoder.old").requires_grad_(False)
+    with pytest.raises(ConfigError, match="is in no name of a parameter that is trained"):
+        freeze(whole.named_parameters(), settings(groups=[{"match": "old", "lr": 1e-5}]).groups)
+    freeze(whole.named_parameters(), settings(groups=[{"match": "old", "frozen": True}]).groups)
+
+
+def test_a_part_that_is_frozen_at_random_is_told() -> None:
+    """AVCap's recipe freezes its decoder, which is GIT's: another in its place would stay as it was drawn."""
+    exchanged = read("avcap", ["decoder=transformer"])
+    assert list(frozen_at_random(exchanged)) == [("^decoder", "decoder transformer")]
+    assert list(frozen_at_random(read("avcap"))) == []
+    assert list(frozen_at_random(read("avcap", ["decoder=transformer", "train.groups=[]"]))) == []
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,12 @@ import pytest
 import torch
 import transformers
 
+from avpipe.pipeline.errors import ConfigError
 from avpipe.pipeline.features import FeatureSpec
 from avpipe.train import checkpoint
 from avpipe.train.config import RunConfig, read, recipes
+from avpipe.train.decoders import t5
+from avpipe.train.fusions import qformer
 from avpipe.train.learner import Learner
 from avpipe.train.loop import train
 from avpipe.train.optimizer import freeze, parameter_groups
@@ -24,6 +29,7 @@ from tests.train.test_loop import assert_same
 from tests.train.toys import tokenizer
 
 SMALL = [name for name in recipes() if name.endswith("_small")]
+DOCS = Path(__file__).parents[2] / "docs"
 PAPERS = [name for name in recipes() if name not in ("default", *SMALL)]
 
 
@@ -61,6 +67,67 @@ def test_its_head_tells_what_is_known_and_what_is_chosen(name: str) -> None:
         for said in ("Known", "Our choice", "What caching changes", "Features: "):
             assert said in head.replace("features: ", "Features: "), said
         assert "arXiv" in head or "github" in head
+
+
+OVERRIDE = re.compile(
+    r"'([a-z_]+\.[\w.]+=[^']*)'|\b((?:train|fusion|decoder|objectives|generate|tokenizer)\.[\w.]+=\S*)"
+)
+
+
+def advised(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Overrides that a text names, each with those that stand near it."""
+    lines = text.splitlines()
+    found = [[(quoted or bare).rstrip(".;,:)`") for quoted, bare in OVERRIDE.findall(line)] for line in lines]
+    for index, own in enumerate(found):
+        near = [other for group in found[max(0, index - 2) : index + 3] for other in group]
+        for one in own:
+            yield one, near
+
+
+def heads() -> Iterator[tuple[str, str, list[str]]]:
+    for name in recipes():
+        text = (Path(__file__).parents[2] / "avpipe" / "train" / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+        for one, near in advised(text[: text.index("\nfusion:")]):
+            yield name, one, near
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "near"), heads(), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_what_a_head_advises_is_understood(name: str, override: str, near: list[str]) -> None:
+    try:
+        read(name, [override])
+    except ConfigError:
+        read(name, near)  # some go together
+
+
+@pytest.mark.parametrize(("override", "near"), advised((DOCS / "systems.md").read_text(encoding="utf-8")))
+def test_what_the_page_of_systems_advises_is_understood_by_a_recipe(override: str, near: list[str]) -> None:
+    line = [other for other in near if other.startswith("objectives.")] if override.startswith("objectives.") else []
+    understood = []
+    for name in PAPERS:
+        with suppress(ConfigError):
+            read(name, [override, *line])
+            understood.append(name)
+    assert understood
+
+
+def test_advice_that_is_not_understood_is_found() -> None:
+    [(one, _)] = advised("say train.lrr=1.")
+    with pytest.raises(ConfigError):
+        read("micap", [one])
+
+
+def test_the_stages_are_the_settings_of_the_decoder() -> None:
+    for name, stage in (("multimodal_blip2_stage1", t5.STAGE_ONE), ("multimodal_blip2_stage2", t5.STAGE_TWO)):
+        assert {key: read(name).decoder[key] for key in stage if key != "lora"} == {
+            k: v for k, v in stage.items() if k != "lora"
+        }
+        fusion = read(name).fusion
+        assert {key: fusion[key] for key in qformer.PAPER if key not in ("queries", "absent")} == {
+            key: value for key, value in qformer.PAPER.items() if key not in ("queries", "absent")
+        }
+    assert read("multimodal_blip2_stage2").decoder["lora"]["rank"] == t5.STAGE_TWO["lora"]["rank"]
 
 
 # -- small recipes: resuming -------------------------------------------------------------------------------------------

@@ -147,6 +147,16 @@ def test_t5_of_a_blip2(flan: Path, tmp_path: Path) -> None:
         build(place)
 
 
+def test_sound_alone_has_nothing_of_a_blip2(flan: Path, tmp_path: Path) -> None:
+    """The recipe's setting must not stop a run on the features of audio."""
+    place = as_blip2(flan, tmp_path / "blip2")
+    heard = {name: spec for name, spec in SPECS.items() if spec.modality == "audio"}
+    decoder = build(flan, specs=heard, initialise_from=str(place))
+    before = {name: value.clone() for name, value in decoder.state_dict().items()}
+    decoder.read_start_values()
+    assert all(torch.equal(value, before[name]) for name, value in decoder.state_dict().items())
+
+
 @pytest.mark.parametrize("layout", ["the Hub's", "LAVIS's"])
 def test_the_projection_of_a_blip2(flan: Path, tmp_path: Path, layout: str, caplog: pytest.LogCaptureFixture) -> None:
     place = as_blip2(flan, tmp_path / "blip2")

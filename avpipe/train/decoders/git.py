@@ -19,8 +19,8 @@ Deviations: positions that are padding, or of an absent modality, are seen by no
 projection before the layers, ``av_projection`` or ``visual_projection`` there, is in the fusion ``av_tokens`` here; it
 stands in front of the decoder for fusions of another width, see ``projection``.
 
-AVCap trains on a Kullback-Leibler divergence from smoothed labels, 0.1 spread over all *other* words. That is
-``train.label_smoothing`` of 0.1 * V / (V - 1), less a constant.
+AVCap trains on a Kullback-Leibler divergence from smoothed labels, 0.1 spread over all *other* words:
+``objectives.cross_entropy`` with ``label_smoothing: 0.1, form: kl``.
 """
 
 from __future__ import annotations

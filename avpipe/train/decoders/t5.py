@@ -54,7 +54,6 @@ STAGE_ONE: Mapping[str, Any] = {
     "dtype": "bfloat16",
     "initialise_from": "Salesforce/blip2-flan-t5-xl",
     "prompt": "a video of",
-    "caption_tokens": 33,
     "dense_act_fn": "gelu",
 }
 """The authors' settings for MSR-VTT and VATEX; their prompt for AudioCaps is "An audio of"."""
@@ -249,7 +248,7 @@ def _fill(decoder: Decoder, held: start_values.Held) -> Report:
     named = {our_name(name): tensor for name, tensor in held.tensors.items()}
     own = {name for name in decoder.state_dict() if name.startswith("project.") or ADAPTER in name}
     place = f"{held.path}: decoder.initialise_from"
-    if own.isdisjoint(named):
+    if not any(name.startswith("project.") or ADAPTER in name for name in named):
         raise CheckpointError(
             f"{place}: expected a BLIP-2 (t5_proj.*, language_projection.*) or a file of Multi-modal BLIP-2's authors, "
             f"with something for {', '.join(sorted(own)[:2])}, and found none"
@@ -260,7 +259,8 @@ def _fill(decoder: Decoder, held: start_values.Held) -> Report:
             f"{place}: has adapters ({len(adapters)} tensors), which T5 was trained with; expected "
             f"decoder.trained=lora, got {decoder.config.trained}"
         )
-    # Of a modality that the run lacks, a projection is left over; whether T5 itself is right is seen below.
+    # Of a modality that the run lacks, a projection is left over (with sound alone, all that a BLIP-2 has); whether T5
+    # itself is right is seen below.
     given = {name: tensor for name, tensor in named.items() if name in own or ADAPTER in name}
     # What only some files have: the projection of audio, and adapters. Of text, none knows.
     optional = ["project.projections.text.", "project.projections.audio.", ADAPTER]

@@ -25,14 +25,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from avpipe.pipeline import checkpoints, weight_shards, weights
 from avpipe.pipeline.errors import CheckpointError
 from avpipe.pipeline.pretrained import Report
+from avpipe.train import start_values
+from avpipe.train.start_values import Held
 
 LAVIS = ("Qformer.", "query_tokens", "ln_vision.", "t5_proj", "opt_proj.", "vision_proj.")
 HUB = ("qformer.", "query_tokens", "vision_model.post_layernorm.", "language_projection.", "vision_projection.")
@@ -127,59 +128,35 @@ def renamed(state: Mapping[str, Tensor], *, is_separate: bool = False) -> dict[s
     }
 
 
-class Source:
-    """A file, or files, of public weights; ``state`` holds what belongs to a Q-Former under LAVIS's names.
-
-    Args:
-        place: as configured.
-        option: the setting, for messages.
-        prefixes: of the names to read, one group for each layout.
-
-    Raises:
-        MissingWeightsError: it is neither here nor to be had.
-        CheckpointError: it cannot be read, or holds no such names.
-    """
-
-    def __init__(self, place: str, option: str, *prefixes: Sequence[str]) -> None:
-        wanted = tuple(dict.fromkeys(prefix for group in prefixes for prefix in group))
-        if Path(place).suffix in weights.FILE_SUFFIXES:
-            self.path = weights.local_file(place, component="fusion", option=option, has_random=False)
-            self.id = self.path.name
-            if self.path.suffix == ".safetensors":
-                self.held = weight_shards.read((self.path,), *wanted)
-            else:
-                every = checkpoints.tensors(checkpoints.read(self.path), self.path)
-                self.held = {name: tensor for name, tensor in every.items() if name.startswith(wanted)}
-        else:
-            shards = weight_shards.find(place, *wanted, component="fusion", option=option, has_random=False)
-            self.path, self.id = shards.files[0], shards.id
-            self.held = weight_shards.read(shards.files, *wanted)
-
-
-def blip2(place: str) -> Source:
-    """A BLIP-2; names of ``held`` are LAVIS's."""
-    source = Source(place, "initialise_from", LAVIS, HUB)
-    if any(name.startswith("qformer.") for name in source.held):
-        source.held = {_replaced(name, _FROM_HUB): tensor for name, tensor in source.held.items()}
-    elif not any(name.startswith("Qformer.") for name in source.held):
+def blip2(place: str) -> Held:
+    """A BLIP-2; names of its tensors are LAVIS's."""
+    held = start_values.read(place, component="fusion", option="initialise_from", prefixes=(*LAVIS, *HUB))
+    if any(name.startswith("qformer.") for name in held.tensors):
+        return _called(held, _FROM_HUB)
+    if not any(name.startswith("Qformer.") for name in held.tensors):
         raise CheckpointError(
-            f"{source.path}: expected a BLIP-2, with names Qformer.* (LAVIS's) or qformer.* (the Hub's), and found "
+            f"{held.path}: expected a BLIP-2, with names Qformer.* (LAVIS's) or qformer.* (the Hub's), and found "
             "none. A BERT goes to fusion.initialise_from_bert"
         )
-    return source
+    return held
 
 
-def bert(place: str) -> Source:
-    """A BERT; names of ``held`` are LAVIS's."""
-    source = Source(place, "initialise_from_bert", BERT)
-    source.held = {_replaced(name, _FROM_BERT): tensor for name, tensor in source.held.items()}
-    if not any(".attention.self." in name for name in source.held):
-        raise CheckpointError(f"{source.path}: expected a BERT, with names bert.encoder.*, and found none")
-    return source
+def bert(place: str) -> Held:
+    """A BERT; names of its tensors are LAVIS's."""
+    found = start_values.read(place, component="fusion", option="initialise_from_bert", prefixes=BERT)
+    held = _called(found, _FROM_BERT)
+    if not any(".attention.self." in name for name in held.tensors):
+        raise CheckpointError(f"{held.path}: expected a BERT, with names bert.encoder.*, and found none")
+    return held
+
+
+def _called(held: Held, rules: Iterable[tuple[str, str]]) -> Held:
+    """The same tensors by other names."""
+    return replace(held, tensors={_replaced(name, rules): tensor for name, tensor in held.tensors.items()})
 
 
 def fill(
-    source: Source,
+    source: Held,
     own: Mapping[str, Tensor],
     streams: Sequence[int],
     *,
@@ -203,7 +180,7 @@ def fill(
     wanted = _wanted(own, streams, is_separate=is_separate, ignored=ignored)
     given: dict[str, Tensor] = {}
     left_over, strange = [], []
-    for name, tensor in source.held.items():
+    for name, tensor in source.tensors.items():
         targets = [our_name(name, video=stream, audio=-1, is_separate=is_separate) for stream in streams]
         if targets[0] in wanted:
             given |= dict.fromkeys(targets, tensor)
@@ -226,7 +203,7 @@ def fill(
         if found
     ]
     if faults:
-        raise CheckpointError(f"{source.path} does not fit the fusion{_sizes(source.held)}: {'; '.join(faults)}")
+        raise CheckpointError(f"{source.path} does not fit the fusion{_sizes(source.tensors)}: {'; '.join(faults)}")
     with torch.no_grad():
         for name, tensor in given.items():
             own[name].copy_(tensor)

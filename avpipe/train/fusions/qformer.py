@@ -62,6 +62,7 @@ from avpipe.pipeline.features import MODALITIES, FeatureSpec
 from avpipe.train.batch import AttentionMap, Batch, Fused
 from avpipe.train.fusions import _blip2
 from avpipe.train.layers import attend, initialise, key_bias, split_heads, time_code
+from avpipe.train.start_values import Held
 
 log = logging.getLogger(__name__)
 
@@ -279,11 +280,11 @@ class Fusion(nn.Module):
             if video is None:  # only what is shared
                 self._fill(source, [-1], ignored=_blip2.NOT_SHARED)
                 return
-            has_no_projection = config.out_width is None or any(name in source.held for name in _blip2.STAGE_ONE)
+            has_no_projection = config.out_width is None or any(name in source.tensors for name in _blip2.STAGE_ONE)
             copied = [other for other in everyone if other != video and config.initialise_feed_forward == "copy"]
             self._fill(source, [video], copied, ignored=r"outputs\..+" if has_no_projection else "")
 
-    def _fill(self, source: _blip2.Source, streams: list[int], copied: Sequence[int] = (), *, ignored: str) -> None:
+    def _fill(self, source: Held, streams: list[int], copied: Sequence[int] = (), *, ignored: str) -> None:
         first = sum(self.counts[: max(0, streams[0])])
         own = _blip2.tensors_of(self, slice(first, first + self.counts[streams[0]]))
         report = _blip2.fill(source, own, streams, is_separate=self.is_separate, copied=copied, ignored=ignored)

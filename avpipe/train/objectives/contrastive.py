@@ -50,7 +50,7 @@ class Config(ObjectiveConfig):
 
 
 class Objective(BaseObjective):
-    """The loss of what the fusion pools. The logarithm of the scale is trained, without weight decay.
+    """The loss of what the fusion pools. The logarithm of the scale is trained, as any vector is.
 
     Raises:
         ConfigError: the fusion pools nothing.
