@@ -25,6 +25,7 @@ AVCap trains on a Kullback-Leibler divergence from smoothed labels, 0.1 spread o
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -235,8 +236,7 @@ class Decoder(nn.Module):
 
 def _repeats(clips: Tensor) -> int:
     """The largest n for which clips come n times in a row."""
-    _, times = clips.unique_consecutive(return_counts=True)
-    return math.gcd(*times.tolist())
+    return math.gcd(*(len(list(same)) for _, same in itertools.groupby(clips.tolist())))
 
 
 class _Layer(nn.Module):
