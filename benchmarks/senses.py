@@ -18,16 +18,15 @@ import numpy as np
 import torch
 
 from avpipe import api
+from avpipe.api.places import open_features
 from avpipe.api.scoring import note_look
-from avpipe.api.training import open_features
 from avpipe.demo import synchrony
 from avpipe.eval import ValidationScorer
 from avpipe.pipeline.clip import Clip
 from avpipe.pipeline.errors import DataError
-from avpipe.pipeline.features import Features
+from avpipe.pipeline.features import Features, FeatureSource
 from avpipe.pipeline.workspace import Workspace
 from avpipe.train import checkpoint
-from avpipe.train.dataset import FeatureSource
 from avpipe.train.generate import caption_clips
 
 

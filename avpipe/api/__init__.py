@@ -6,11 +6,11 @@ training does, which scores its own captions on the validation split. ``cli`` on
 
 from avpipe.api.extracting import Extraction, extraction, extraction_again, mended
 from avpipe.api.features import diff_features, export_features, find_features, import_features, verify
-from avpipe.api.places import choose_dataset, choose_run, open_workspace
+from avpipe.api.places import choose_dataset, choose_run, open_features, open_workspace
 from avpipe.api.preparing import clips_of, export_manifest, prepare
 from avpipe.api.scoring import caption, captions_of, score_files, score_run
 from avpipe.api.sweeping import Sweep, SweepReport, sweep
-from avpipe.api.training import open_features, train
+from avpipe.api.training import train
 
 __all__ = [
     "Extraction",

@@ -1,14 +1,19 @@
-"""Which workspace, which dataset, which run."""
+"""Which workspace, which dataset, which run, which feature sets."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from avpipe.pipeline.errors import UnknownNameError, UsageError
+from avpipe.pipeline.errors import DataError, UnknownNameError, UsageError
 from avpipe.pipeline.remote import RemotePath
 from avpipe.pipeline.workspace import Workspace
+
+if TYPE_CHECKING:
+    from avpipe.pipeline.store import FeatureSet
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=,@-]{0,199}")
 
@@ -80,3 +85,55 @@ def choose_run(workspace: Workspace, run: str | None) -> str:
     if not known:
         raise UsageError(f"no run yet in {workspace.root}; try: avpipe train")
     return run or known[-1]
+
+
+def open_features(
+    workspace: Workspace, dataset: str, names: Sequence[str] = (), modalities: Sequence[str] = ()
+) -> dict[str, FeatureSet]:
+    """Feature sets of a dataset by name, to read from.
+
+    Args:
+        workspace: where everything lies.
+        dataset: which.
+        names: which feature sets; default: all there are but those of text, which an encoder must read first.
+        modalities: of those, the ones of these modalities; default: all.
+
+    Raises:
+        UnknownNameError: no feature set of that name.
+        UsageError: none is left, or one holds text.
+        StoreError: one is damaged.
+    """
+    from avpipe.pipeline.store import FeatureSet
+
+    known = workspace.extracted(dataset)
+    for name in names:
+        if name not in known:
+            raise UnknownNameError("feature set", name, known, f"Try: avpipe extract -d {dataset} -e {name}")
+    found = {name: FeatureSet(workspace.feature_set(dataset, name)) for name in names or known}
+    text = [name for name, source in found.items() if source.spec.is_text]
+    if names and text:
+        raise UsageError(
+            f"feature set {text[0]!r} holds text; make vectors of it first: avpipe extract -d {dataset} -e bert_text "
+            f"bert_text.of={text[0]}"
+        )
+    found = {name: source for name, source in found.items() if name not in text}
+    chosen = {name: source for name, source in found.items() if not modalities or source.spec.modality in modalities}
+    if not chosen:
+        there = ", ".join(f"{name} ({source.spec.modality})" for name, source in found.items())
+        raise UsageError(f"no feature set of {dataset!r} is of modality {', '.join(modalities)}; there are: {there}")
+    return chosen
+
+
+def check_extracted(dataset: str, sources: Mapping[str, FeatureSet], clip_ids: Sequence[str]) -> None:
+    """Make sure that every clip was extracted, for every feature set.
+
+    Raises:
+        DataError: some were not.
+    """
+    for name, source in sources.items():
+        missing = source.missing(clip_ids)
+        if missing:
+            raise DataError(
+                f"feature set {name!r} of {dataset!r} says nothing about {len(missing)} of {len(clip_ids)} clips "
+                f"(first: {missing[0]}): its extraction was broken off, or the manifest has grown. Run avpipe extract"
+            )

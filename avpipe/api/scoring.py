@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from avpipe.api.places import check_extracted, open_features
 from avpipe.api.preparing import clips_of
-from avpipe.api.training import check_extracted, open_features
 from avpipe.pipeline.errors import ClipError, UnknownNameError, UsageError
 from avpipe.pipeline.workspace import Workspace
 
@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from avpipe.eval.coverage import Missing
     from avpipe.pipeline.captions import Caption
     from avpipe.pipeline.clip import Clip
-    from avpipe.pipeline.features import Features, FeatureSpec
+    from avpipe.pipeline.features import Features, FeatureSource, FeatureSpec
     from avpipe.train.checkpoint import LoadedCaptioner
-    from avpipe.train.dataset import FeatureSource
 
 
 def captions_of(

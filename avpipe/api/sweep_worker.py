@@ -25,11 +25,12 @@ from avpipe.api.training import train_run
 from avpipe.eval import ValidationScorer
 from avpipe.pipeline.clip import Clip
 from avpipe.pipeline.errors import AvpipeError
+from avpipe.pipeline.features import FeatureSource
 from avpipe.pipeline.files import atomic_write
 from avpipe.pipeline.runner import Tell
 from avpipe.pipeline.workspace import Workspace
 from avpipe.train.config import RunConfig
-from avpipe.train.dataset import FeatureSource, fits_in_memory
+from avpipe.train.dataset import fits_in_memory
 from avpipe.train.held import HeldFeatures, OnDisk
 from avpipe.train.loop import new_tokenizer
 from avpipe.train.tokenizer import Tokenizer

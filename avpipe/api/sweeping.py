@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from avpipe.api.places import check_folder_name, choose_dataset
-from avpipe.api.training import check_extracted, open_features, run_differences, starting_checkpoint
+from avpipe.api.places import check_extracted, check_folder_name, choose_dataset, open_features
+from avpipe.api.training import run_differences, starting_checkpoint
 from avpipe.pipeline.errors import AvpipeError, ConfigError, UnknownNameError, UsageError
 from avpipe.pipeline.workspace import Workspace
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from avpipe.api.leaderboard import Leaderboard
     from avpipe.api.sweep_worker import CellTask, Material
     from avpipe.pipeline.clip import Clip
+    from avpipe.pipeline.features import FeatureSource
     from avpipe.pipeline.runner import Event, RunReport
     from avpipe.pipeline.store import FeatureSet
     from avpipe.train.config import RunConfig
-    from avpipe.train.dataset import FeatureSource
     from avpipe.train.grid import Cell, Grid
 
 
@@ -273,7 +273,7 @@ class _Dataset:
         """The feature sets of a run; each is opened and looked through once.
 
         Raises:
-            AvpipeError: see :func:`avpipe.api.training.open_features`, :func:`avpipe.api.training.check_extracted`.
+            AvpipeError: see :func:`avpipe.api.places.open_features`, :func:`avpipe.api.places.check_extracted`.
         """
         key = (config.features, tuple(config.modalities))
         if key not in self._chosen:

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -174,6 +174,18 @@ class Features:
 
     def __repr__(self) -> str:
         return f"Features(data={self.data.dtype}{list(self.data.shape)})"
+
+
+class FeatureSource(Protocol):
+    """Where features come from; :class:`avpipe.pipeline.store.FeatureSet` is one."""
+
+    spec: FeatureSpec
+
+    def __contains__(self, clip_id: object) -> bool:
+        """Whether a clip has features."""
+
+    def read(self, clip_id: str, view: int = 0) -> Features:
+        """The features of a clip: of the plain view, or of one of ``spec.views``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

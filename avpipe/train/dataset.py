@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import psutil
@@ -15,25 +14,13 @@ from torch.utils.data import DataLoader
 
 from avpipe.pipeline.clip import Clip
 from avpipe.pipeline.errors import DataError
-from avpipe.pipeline.features import Features, FeatureSpec
+from avpipe.pipeline.features import FeatureSource
 from avpipe.train.batch import Batch
 from avpipe.train.held import HeldFeatures, OnDisk
 from avpipe.train.tokenizer import Tokenizer
 
 CACHED_SHARE = 0.25
 """Of the free memory: what ``cache_features: auto`` may take."""
-
-
-class FeatureSource(Protocol):
-    """Where features come from; :class:`avpipe.pipeline.store.FeatureSet` is one."""
-
-    spec: FeatureSpec
-
-    def __contains__(self, clip_id: object) -> bool:
-        """Whether a clip has features."""
-
-    def read(self, clip_id: str, view: int = 0) -> Features:
-        """The features of a clip: of the plain view, or of one of ``spec.views``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from avpipe.pipeline.captions import Beam, Caption
 from avpipe.pipeline.clip import Clip
+from avpipe.pipeline.features import FeatureSource
 from avpipe.train.batch import Batch, Fused
 from avpipe.train.captioner import Captioner, Decoder
 from avpipe.train.checkpoint import LoadedCaptioner, check_features
 from avpipe.train.config import GenerateConfig, LengthPenaltyForm
-from avpipe.train.dataset import ClipDataset, FeatureSource
+from avpipe.train.dataset import ClipDataset
 from avpipe.train.tokenizer import Special, Tokenizer
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from avpipe.pipeline.features import Features, FeatureSpec
 
 if TYPE_CHECKING:
-    from avpipe.train.dataset import FeatureSource
+    from avpipe.pipeline.features import FeatureSource
 
 
 _OF_A_PROCESS = ("_memory", "_data", "_pts_seconds", "_starts")

@@ -22,6 +22,7 @@ from torch import Tensor
 from avpipe.pipeline.clip import Clip
 from avpipe.pipeline.config import write_yaml
 from avpipe.pipeline.errors import CheckpointError, DataError, TrainingError, UsageError
+from avpipe.pipeline.features import FeatureSource
 from avpipe.pipeline.files import atomic_write, write_json
 from avpipe.train import checkpoint
 from avpipe.train.batch import Batch, drop_modalities
@@ -29,7 +30,6 @@ from avpipe.train.config import RunConfig
 from avpipe.train.dataset import (
     CACHED_SHARE,
     ClipDataset,
-    FeatureSource,
     captions_of_next,
     epoch_items,
     fits_in_memory,
