@@ -307,7 +307,7 @@ def test_an_interrupted_command_says_that_it_can_go_on(
         ("train -f qfromer", 2, "unknown fusion 'qfromer' (did you mean 'qformer'?)"),
         ("train decoder=transfomer", 2, "unknown decoder 'transfomer' (did you mean 'transformer'?)"),
         ("train train.lrr=1", 2, "train.lrr: unknown key (did you mean 'lr'?)"),
-        ("train -r nope", 2, "unknown training recipe 'nope'; known: default"),
+        ("train -r nope", 2, "unknown training recipe 'nope'; known: avcap, avcap_small, default,"),
         ("train --features log_mell", 2, "unknown feature set 'log_mell' (did you mean 'log_mel'?)"),
         ("train -m smell", 2, "'video', 'audio' or 'text', got 'smell'"),
         ("train -m text", 2, "is of modality text; there are: colour_grid (video), log_mel (audio)"),
