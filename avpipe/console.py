@@ -162,7 +162,7 @@ def show_extraction(extraction: Extraction, redo: Callable[[Mark], bool] | None 
 
 @contextmanager
 def show_training() -> Iterator[OnEvent]:
-    """A meter for a training: steps done, clips a second, the loss, the last validation score, time left."""
+    """A meter for a training: steps done, steps a second, the loss, the last validation score, time left."""
     meter: Meter | None = None
 
     def on_event(event: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Annotated
 
 import typer
@@ -55,8 +56,11 @@ def train(
             overrides=overrides or [],
             on_event=on_event,
         )
+    if os.environ.get("RANK", "0") != "0":  # of several processes, the first one speaks
+        return
     if as_json:
         typer.echo(json.dumps({"run": name, "best_score": result.best_score, "best_step": result.best_step}))
         return
     scored = "not validated" if result.best_score is None else f"best CIDEr {result.best_score:.4f} on val"
-    out.print(f"[bold]{escape(name)}[/]: {scored} at step {result.best_step} of {result.step}")
+    cost = f"{result.parameters:,} parameters, {result.seconds / 60:.1f} min, {result.peak_memory_bytes / 1e6:,.0f} MB"
+    out.print(f"[bold]{escape(name)}[/]: {scored} at step {result.best_step} of {result.step} ({cost})")
