@@ -290,13 +290,13 @@ class _Dataset:
         Raises:
             DataError: captions of the clip that follows are targets, and there are none.
         """
-        from avpipe.train.dataset import captions_of_next
+        from avpipe.train.dataset import captions_of_next, learnable
         from avpipe.train.steps import steps_of
 
         key = (config.features, "next" in config.train.targets)
         if key not in self._captions:
             sources = [self.opened[name] for name in config.features]
-            usable = [clip for clip in self.train_clips if clip.captions and any(clip.clip_id in s for s in sources)]
+            usable = learnable(self.train_clips, sources)
             following = captions_of_next(usable) if key[1] else {}
             self._captions[key] = [len(clip.captions) + len(following.get(clip.clip_id, ())) for clip in usable]
         return steps_of(config.train, self._captions[key])[1]

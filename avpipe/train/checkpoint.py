@@ -26,6 +26,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -209,8 +210,8 @@ def start_from(captioner: Captioner, folder: Path) -> list[str]:
         CheckpointError: one of its weights has no place, or none of its shape.
         MissingWeightsError: as in :func:`read_start_values`.
     """
-    stored = load_file(folder / MODEL_FILE).keys()
-    new = sorted(_stored(captioner).keys() - stored)
+    with safe_open(folder / MODEL_FILE, framework="pt") as stored:  # the names alone
+        new = sorted(_stored(captioner).keys() - set(stored.keys()))
     for name in ("fusion", "decoder"):
         read = getattr(getattr(captioner, name), "read_start_values", None)
         if read is not None and any(weight.startswith(f"{name}.") for weight in new):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -145,6 +145,11 @@ def _encode(clip: Clip, tokenizer: Tokenizer, max_tokens: int, of_next: Sequence
     whole = [tokenizer.encode(caption) for caption in clip.captions]
     whole += [tokenizer.encode(caption, of_next=True) for caption in of_next]
     return [ids if len(ids) <= max_tokens else [*ids[: max_tokens - 1], ids[-1]] for ids in whole]
+
+
+def learnable(clips: Sequence[Clip], sources: Collection[FeatureSource]) -> list[Clip]:
+    """The clips that have both a caption and a feature in one of the sets."""
+    return [clip for clip in clips if clip.captions and any(clip.clip_id in source for source in sources)]
 
 
 def captions_of_next(clips: Sequence[Clip]) -> dict[str, tuple[str, ...]]:

@@ -1,13 +1,31 @@
-"""Parts that fusions and decoders share: attention, a layer of it, and the embedding of time."""
+"""Parts that fusions and decoders share: attention, a layer of it, the code of time, a check of sizes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import model_validator
 from torch import Tensor, nn
+
+from avpipe.pipeline.config import Config
+
+
+class HeadsDivideWidth(Config):
+    """A configuration of a network with attention: it has ``width`` and ``heads``."""
+
+    if TYPE_CHECKING:
+        width: int
+        heads: int
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"heads must divide width ({self.width})")
+        return self
 
 
 def key_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:

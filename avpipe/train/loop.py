@@ -33,6 +33,7 @@ from avpipe.train.dataset import (
     captions_of_next,
     epoch_items,
     fits_in_memory,
+    learnable,
     loader,
 )
 from avpipe.train.generate import caption_all
@@ -139,7 +140,7 @@ def train(
     settings = config.train
     check_log(config)
     specs = {name: source.spec for name, source in sources.items()}
-    usable = [clip for clip in train_clips if clip.captions and any(clip.clip_id in s for s in sources.values())]
+    usable = learnable(train_clips, sources.values())
     if not usable:
         raise DataError(
             f"nothing to learn from: of {len(train_clips)} training clips, none has both a caption and a feature in "
@@ -234,7 +235,7 @@ def train(
 
     measured = {"train": data}
     if learner.needs_held_out:
-        held_out = [clip for clip in val_clips if clip.captions and any(clip.clip_id in s for s in sources.values())]
+        held_out = learnable(val_clips, sources.values())
         if not held_out:
             raise DataError(
                 "an objective weighs by what is learned of clips that are not trained on, but of "
@@ -273,11 +274,10 @@ def train(
     def save(folder: Path, *, with_state: bool) -> None:
         random_states = gather_object([_random_state()])  # of every process
         if is_main:
-            progress.seconds = time.monotonic() - started
-            whole = (
-                None
-                if not with_state
-                else {
+            state = None
+            if with_state:
+                progress.seconds = time.monotonic() - started
+                state = {
                     "optimizer": optimizer.state_dict(),
                     "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {},
                     "objectives": learner.objectives.state_dict(),
@@ -285,9 +285,8 @@ def train(
                     "random": random_states,
                     "progress": {field: getattr(progress, field) for field in progress.__slots__},
                 }
-            )
             name = f"{run_folder.name}@{progress.step}"
-            checkpoint.save(folder, captioner, tokenizer, config, specs, name=name, state=whole)
+            checkpoint.save(folder, captioner, tokenizer, config, specs, name=name, state=state)
         accelerator.wait_for_everyone()
 
     def validate() -> float | None:

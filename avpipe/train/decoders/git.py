@@ -34,20 +34,19 @@ from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
-from avpipe.pipeline.config import Config as BaseConfig
 from avpipe.pipeline.errors import CheckpointError, UsageError
 from avpipe.train import start_values
 from avpipe.train.batch import Fused
-from avpipe.train.layers import attend, initialise, key_bias, rows_of, split_heads
+from avpipe.train.layers import HeadsDivideWidth, attend, initialise, key_bias, rows_of, split_heads
 
 WORD_NORM_EPS = 1e-8
 LAYER_NORM_EPS = 1e-12  # BERT's
 
 
-class Config(BaseConfig):
+class Config(HeadsDivideWidth):
     """Sizes of the ``git`` decoder. The defaults are GIT-base's, and GIT-large's, whose text side is no larger."""
 
     width: int = Field(768, ge=8)
@@ -70,12 +69,6 @@ class Config(BaseConfig):
     initialise_from: str = ""
     """GIT's file (``model_git_base.pt``), a folder or repository (``microsoft/git-base``), or AVCap's file; empty: new.
     The tokenizer must be BERT's (``google-bert/bert-base-uncased``). Of GIT-large's file the projection is left out."""
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> Config:
-        if self.width % self.heads:
-            raise ValueError(f"heads must divide width ({self.width})")
-        return self
 
 
 @dataclass(slots=True)

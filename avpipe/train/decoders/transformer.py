@@ -11,15 +11,14 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
-from avpipe.pipeline.config import Config as BaseConfig
 from avpipe.train.batch import Fused
-from avpipe.train.layers import attend, initialise, key_bias, rows_of, split_heads
+from avpipe.train.layers import HeadsDivideWidth, attend, initialise, key_bias, rows_of, split_heads
 
 
-class Config(BaseConfig):
+class Config(HeadsDivideWidth):
     """Sizes of the ``transformer`` decoder."""
 
     width: int = Field(96, ge=8)
@@ -36,12 +35,6 @@ class Config(BaseConfig):
     """The longest caption in tokens, begin and end included."""
     initializer_std: float | None = Field(None, gt=0)
     """Standard deviation of matrices at the start; none = Glorot's."""
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> Config:
-        if self.width % self.heads:
-            raise ValueError(f"heads must divide width ({self.width})")
-        return self
 
 
 @dataclass(slots=True)

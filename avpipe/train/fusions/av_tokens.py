@@ -34,22 +34,21 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
-from avpipe.pipeline.config import Config as BaseConfig
 from avpipe.pipeline.errors import CheckpointError
 from avpipe.pipeline.features import FeatureSpec, Modality
 from avpipe.pipeline.networks.cav_mae import NORMS, JointLayers
 from avpipe.train import start_values
 from avpipe.train.batch import AttentionMap, Batch, Fused
-from avpipe.train.layers import initialise, key_bias, time_code
+from avpipe.train.layers import HeadsDivideWidth, initialise, key_bias, time_code
 
 ORDER: tuple[Modality, ...] = ("audio", "video", "text")
 PROJECTION_STD = 0.02  # GIT's; a LayerNorm follows
 
 
-class Config(BaseConfig):
+class Config(HeadsDivideWidth):
     """Sizes of the ``av_tokens`` fusion. The defaults are the paper's."""
 
     width: int = Field(768, ge=8)
@@ -74,12 +73,6 @@ class Config(BaseConfig):
     initialise_projection_from: str = ""
     """GIT's file (``model_git_base.pt``), folder or repository (``microsoft/git-base``), for the projection; empty:
     that of ``initialise_from`` if it has one, else new, with which AVCap's authors begin, by a mistake in a name."""
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> Config:
-        if self.width % self.heads:
-            raise ValueError(f"heads must divide width ({self.width})")
-        return self
 
 
 class Fusion(nn.Module):

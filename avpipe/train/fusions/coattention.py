@@ -47,21 +47,20 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
-from avpipe.pipeline.config import Config as BaseConfig
 from avpipe.pipeline.errors import ConfigError
 from avpipe.pipeline.features import FeatureSpec
 from avpipe.train.batch import AttentionMap, Batch, Fused
-from avpipe.train.layers import attend, key_bias, split_heads
+from avpipe.train.layers import HeadsDivideWidth, attend, key_bias, split_heads
 
 LAYER_NORM_EPS = 1e-12  # BERT's; the norm of what is given out has torch's default
 STREAMS = {"audio": ("audio", "text"), "video": ("video",)}
 """The modalities of each stream; in the order in which streams are given out."""
 
 
-class Config(BaseConfig):
+class Config(HeadsDivideWidth):
     """Sizes of the ``coattention`` fusion. The defaults are those of the released code but for ``absent``, ``pool``."""
 
     width: int = Field(768, ge=8)
@@ -90,12 +89,6 @@ class Config(BaseConfig):
     absent: Literal["zero", "unmasked"] = "zero"
     """What a stream that the clip lacks adds to the other: nothing, or, as in the authors' code, what its padding says
     (which makes a caption depend on how the batch is padded)."""
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> Config:
-        if self.width % self.heads:
-            raise ValueError(f"heads must divide width ({self.width})")
-        return self
 
 
 PAPER: Mapping[str, Any] = {"pool": "post", "absent": "unmasked"}

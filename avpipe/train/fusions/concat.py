@@ -10,16 +10,15 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import nn
 
-from avpipe.pipeline.config import Config as BaseConfig
 from avpipe.pipeline.features import FeatureSpec
 from avpipe.train.batch import AttentionMap, Batch, Fused
-from avpipe.train.layers import PreNormLayer, initialise, time_code
+from avpipe.train.layers import HeadsDivideWidth, PreNormLayer, initialise, time_code
 
 
-class Config(BaseConfig):
+class Config(HeadsDivideWidth):
     """Sizes of the ``concat`` fusion."""
 
     width: int = Field(96, ge=8)
@@ -36,12 +35,6 @@ class Config(BaseConfig):
     """Whether a row carries its time in seconds."""
     initializer_std: float | None = Field(None, gt=0)
     """Standard deviation of matrices at the start; none = Glorot's."""
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> Config:
-        if self.width % self.heads:
-            raise ValueError(f"heads must divide width ({self.width})")
-        return self
 
 
 class Fusion(nn.Module):

@@ -27,17 +27,16 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
-from avpipe.pipeline.config import Config as BaseConfig
 from avpipe.pipeline.errors import UsageError
 from avpipe.pipeline.features import FeatureSpec
 from avpipe.train.batch import AttentionMap, Batch, Fused
-from avpipe.train.layers import PreNormLayer, initialise
+from avpipe.train.layers import HeadsDivideWidth, PreNormLayer, initialise
 
 
-class Config(BaseConfig):
+class Config(HeadsDivideWidth):
     """Sizes of the ``cross_attention`` fusion. The paper gives none: the defaults are ours."""
 
     width: int = Field(768, ge=8)
@@ -56,12 +55,6 @@ class Config(BaseConfig):
     """Whether a projected row is normed before its position is added. The paper's formula: no; ours."""
     initializer_std: float | None = Field(None, gt=0)
     """Standard deviation of matrices and positions at the start; none = Glorot's."""
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> Config:
-        if self.width % self.heads:
-            raise ValueError(f"heads must divide width ({self.width})")
-        return self
 
 
 class Fusion(nn.Module):

@@ -58,16 +58,15 @@ from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
-from avpipe.pipeline.config import Config as BaseConfig
 from avpipe.pipeline.features import FeatureSpec
 from avpipe.train.batch import AttentionMap, Batch, Fused
-from avpipe.train.layers import attend, initialise, key_bias, split_heads, time_code
+from avpipe.train.layers import HeadsDivideWidth, attend, initialise, key_bias, split_heads, time_code
 
 
-class Config(BaseConfig):
+class Config(HeadsDivideWidth):
     """Sizes of the ``local_global`` fusion. The paper gives none: the defaults are ours."""
 
     variant: Literal["merged", "cross", "global_cross", "local_global"] = "local_global"
@@ -90,12 +89,6 @@ class Config(BaseConfig):
     """Whether a row carries its time in seconds. Ours."""
     initializer_std: float | None = Field(None, gt=0)
     """Standard deviation of matrices and learned vectors at the start; none = Glorot's."""
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> Config:
-        if self.width % self.heads:
-            raise ValueError(f"heads must divide width ({self.width})")
-        return self
 
 
 class Fusion(nn.Module):

@@ -61,7 +61,7 @@ from avpipe.pipeline.errors import UsageError
 from avpipe.pipeline.features import MODALITIES, FeatureSpec
 from avpipe.train.batch import AttentionMap, Batch, Fused
 from avpipe.train.fusions import _blip2
-from avpipe.train.layers import attend, initialise, key_bias, split_heads, time_code
+from avpipe.train.layers import HeadsDivideWidth, attend, initialise, key_bias, split_heads, time_code
 from avpipe.train.start_values import Held
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class Queries(BaseConfig):
     text: int = Field(8, ge=1)
 
 
-class Config(BaseConfig):
+class Config(HeadsDivideWidth):
     """Sizes of the ``qformer`` fusion. The paper's: width 768, 12 layers, 12 heads, feed_forward 3072."""
 
     width: int = Field(96, ge=8)
@@ -125,12 +125,6 @@ class Config(BaseConfig):
     initialise_feed_forward: Literal["new", "copy"] = "new"
     """With ``initialise_from``, the feed-forward parts of streams other than the video's: new, as in the authors' code,
     or copies of BLIP-2's."""
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> Config:
-        if self.width % self.heads:
-            raise ValueError(f"heads must divide width ({self.width})")
-        return self
 
     @model_validator(mode="after")
     def _public_weights_fit(self) -> Config:

@@ -259,9 +259,10 @@ class Objective(BaseObjective):
         self._captions = {clip.clip_id: [self._reference(text) for text in clip.captions] for clip in clips}
         self._frequencies = DocumentFrequencies(self._captions.values()) if self.config.df == "corpus" else None
         self._references.cache_clear()
-        captions = [caption for clip in clips for caption in clip.captions]
-        others = sum(not is_ordinary(caption) for caption in captions)
-        _log.info("of %d references, %d may be tokenised otherwise than in scoring", len(captions), others)
+        if _log.isEnabledFor(logging.INFO):  # some seconds for a large dataset
+            captions = [caption for clip in clips for caption in clip.captions]
+            others = sum(not is_ordinary(caption) for caption in captions)
+            _log.info("of %d references, %d may be tokenised otherwise than in scoring", len(captions), others)
 
     def forward(self, step: Step) -> Losses:
         """One loss; reward and tokens a caption are watched, and how many texts are surely tokenised as in scoring."""
