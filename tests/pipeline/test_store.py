@@ -210,6 +210,21 @@ def test_an_abandoned_shard_leaves_nothing(tmp_path: Path, format: str) -> None:
     assert contents(tmp_path) == {}
 
 
+def test_a_writer_told_to_end_while_the_disk_makes_its_file_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_slowly(*arguments: Any) -> int:  # SIGTERM is answered as soon as the system call is over
+        os.close(made(*arguments))
+        assert list(tmp_path.iterdir())
+        raise SystemExit(143)
+
+    made = os.open
+    monkeypatch.setattr(os, "open", open_slowly)
+    with pytest.raises(SystemExit):
+        open_writer("hdf5", tmp_path / "00000.h5", spec())
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_unknown_format_is_answered_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match=r"'hdf' \(did you mean 'hdf5'\?\); known: hdf5, webdataset"):
         open_writer("hdf", tmp_path / "00000.h5", spec())

@@ -92,7 +92,7 @@ def heads() -> Iterator[tuple[str, str, list[str]]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "override", "near"), heads(), ids=lambda value: value if isinstance(value, str) else ""
+    ("name", "override", "near"), list(heads()), ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_what_a_head_advises_is_understood(name: str, override: str, near: list[str]) -> None:
     try:
@@ -101,7 +101,7 @@ def test_what_a_head_advises_is_understood(name: str, override: str, near: list[
         read(name, near)  # some go together
 
 
-@pytest.mark.parametrize(("override", "near"), advised((DOCS / "systems.md").read_text(encoding="utf-8")))
+@pytest.mark.parametrize(("override", "near"), list(advised((DOCS / "systems.md").read_text(encoding="utf-8"))))
 def test_what_the_page_of_systems_advises_is_understood_by_a_recipe(override: str, near: list[str]) -> None:
     line = [other for other in near if other.startswith("objectives.")] if override.startswith("objectives.") else []
     understood = []

@@ -98,8 +98,10 @@ class Writer:
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             sweep(path)
-            self._rows = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-            aside.unlink()  # without a name, it goes when the process does, however that ends
+            try:
+                self._rows = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+            finally:  # also when told to end while the disk made the file
+                aside.unlink(missing_ok=True)  # without a name, it goes when the process does, however that ends
 
     def add(self, clip_id: str, features: Features) -> None:
         """Take one clip's features. Nothing of a clip is kept when this raises.
