@@ -126,7 +126,7 @@ def _java() -> Finding:
 
 
 def _metric_jars() -> Finding:
-    from avpipe.eval.metric import pycocoevalcap_file
+    from avpipe.eval.tools import pycocoevalcap_file
 
     def look() -> str:
         jars = (("tokenizer", "stanford-corenlp-3.4.1.jar"), ("meteor", "meteor-1.5.jar"))

@@ -33,7 +33,7 @@ import numpy.typing as npt
 from pycocoevalcap.cider.cider import Cider
 
 from avpipe.eval import ptb as jar
-from avpipe.eval.metric import Tools
+from avpipe.eval.tools import Tools
 from avpipe.pipeline.cider_d import DocumentFrequencies, References
 from avpipe.pipeline.ptb import is_ordinary, words
 

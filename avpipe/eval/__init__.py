@@ -9,6 +9,6 @@
 """
 
 from avpipe.eval.scores import ScoreReport
-from avpipe.eval.scoring import DEFAULT, ValidationScorer, score
+from avpipe.eval.scoring import DEFAULT, Scorer, ValidationScorer, score
 
-__all__ = ["DEFAULT", "ScoreReport", "ValidationScorer", "score"]
+__all__ = ["DEFAULT", "ScoreReport", "Scorer", "ValidationScorer", "score"]

@@ -4,73 +4,60 @@ A metric is a module with three things::
 
     NAMES = ("ROUGE_L",)            # of its scores, as papers and pycocoevalcap write them
     VERSION = "beta:1.2"            # what changes its numbers, for the signature; "" if nothing does
-    def compute(references: Mapping[str, Sequence[str]], candidates: Mapping[str, str], tools: Tools) -> MetricResult
+    def compute(evaluation: Evaluation) -> MetricResult
 
-``references`` and ``candidates`` have the same ids in the same order; the captions are PTB-tokenised words with
-single spaces between them, and may be empty.
+and, where a corpus score is not the mean of the clips' scores, with a fourth. Either it is a function of sums over the
+clips, as BLEU's is (``MetricResult.statistics`` holds what is summed)::
+
+    def aggregate(sums: NDArray) -> dict[str, NDArray]     # (samples, k) -> score by name, (samples,)
+
+or it belongs to the set of captions as a whole, as the size of a vocabulary does, and cannot be resampled::
+
+    OF_THE_SET = True
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from importlib.metadata import version
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from avpipe.eval.java import PATIENCE_SECONDS, Java, find_java
 from avpipe.eval.metrics import REGISTRY
-from avpipe.pipeline.errors import MissingPackageError, UnknownNameError
+from avpipe.pipeline.errors import UnknownNameError
 
-References = Mapping[str, Sequence[str]]
-Candidates = Mapping[str, str]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from avpipe.eval.evaluation import Evaluation
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MetricResult:
     """The scores of one metric.
 
     Attributes:
         corpus: score by name, on the scale of pycocoevalcap (0 to 1; CIDEr 0 to 10).
         per_clip: score by name, then by clip id.
+        statistics: ``(clips, k)``: the sums of these over clips make the corpus score, by the module's ``aggregate``.
+            ``None``: the corpus score is the mean of the clips' scores.
         notes: what a reader of these numbers should know.
     """
 
     corpus: Mapping[str, float]
     per_clip: Mapping[str, Mapping[str, float]]
+    statistics: npt.NDArray[np.float64] | None = None
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.corpus.keys() != self.per_clip.keys():
             raise ValueError(f"per_clip: expected the names {list(self.corpus)}, got {list(self.per_clip)}")
 
-
-class Tools:
-    """What metrics and the tokeniser use beyond Python. Looks for Java when it is first wanted.
-
-    Args:
-        java: use this one; looked for with :func:`avpipe.eval.java.find_java` where not given.
-        patience_seconds: how long a child process may show no sign of life before it is killed.
-    """
-
-    def __init__(self, java: Java | None = None, *, patience_seconds: float = PATIENCE_SECONDS) -> None:
-        self._given = java
-        self.patience_seconds = patience_seconds
-
-    @cached_property
-    def java(self) -> Java:
-        """The Java to use.
-
-        Raises:
-            JavaError: there is none.
-        """
-        return self._given or find_java()
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Another machine may have it elsewhere.
-        return {key: value for key, value in self.__dict__.items() if key != "java"}
+    @classmethod
+    def of_means(cls, per_clip: Mapping[str, Mapping[str, float]], notes: tuple[str, ...] = ()) -> MetricResult:
+        """Of a metric whose corpus scores are means over the clips."""
+        corpus = {name: sum(scores.values()) / len(scores) for name, scores in per_clip.items()}
+        return cls(corpus=corpus, per_clip=per_clip, notes=notes)
 
 
 class Metric(Protocol):
@@ -79,8 +66,12 @@ class Metric(Protocol):
     NAMES: tuple[str, ...]
     VERSION: str
 
-    def compute(self, references: References, candidates: Candidates, tools: Tools) -> MetricResult:
-        """Scores of ``candidates`` against ``references``."""
+    def compute(self, evaluation: Evaluation) -> MetricResult:
+        """Scores of one caption a clip against its references.
+
+        Raises:
+            ScoringError: it cannot run here; what it cannot do without is named, and where to get it.
+        """
 
 
 def load(name: str) -> Metric:
@@ -90,6 +81,26 @@ def load(name: str) -> Metric:
         UnknownNameError: no metric of that name.
     """
     return cast(Metric, REGISTRY.load(name))
+
+
+def aggregate(name: str, sums: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
+    """Corpus scores of a metric that gives ``statistics``, from their sums.
+
+    Args:
+        name: of the module.
+        sums: ``(samples, k)``.
+
+    Returns:
+        By score name, ``(samples,)``.
+    """
+    module: Any = load(name)
+    scores: dict[str, npt.NDArray[np.float64]] = module.aggregate(sums)
+    return scores
+
+
+def is_of_the_set(name: str) -> bool:
+    """Whether a metric's corpus scores belong to the set of captions as a whole, and cannot be resampled."""
+    return bool(getattr(load(name), "OF_THE_SET", False))
 
 
 def find_metrics(names: Iterable[str]) -> dict[str, Metric]:
@@ -108,37 +119,3 @@ def find_metrics(names: Iterable[str]) -> dict[str, Metric]:
             raise UnknownNameError("metric", name, known)
         found[owner[name.lower()]] = modules[owner[name.lower()]]
     return found
-
-
-def pycocoevalcap_file(*parts: str) -> Path:
-    """A file of the installed pycocoevalcap.
-
-    Raises:
-        MissingPackageError: it is not there.
-    """
-    spec = find_spec("pycocoevalcap")
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        if (path := Path(folder, *parts)).is_file():
-            return path
-    name = "/".join(("pycocoevalcap", *parts))
-    raise MissingPackageError(f"{name} is not there. Try: pip install --force-reinstall pycocoevalcap==1.2")
-
-
-def pycocoevalcap_version() -> str:
-    """The installed version, which defines the numbers."""
-    return version("pycocoevalcap")
-
-
-def for_original(references: References, candidates: Candidates) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """``gts`` and ``res`` as pycocoevalcap's scorers take them.
-
-    They pair references and candidates by position, so that ids or an order that differ would give wrong numbers.
-
-    Raises:
-        ValueError: the ids or their order differ.
-    """
-    if list(references) != list(candidates):
-        raise ValueError("references and candidates: expected the same ids in the same order")
-    return {key: list(captions) for key, captions in references.items()}, {
-        key: [text] for key, text in candidates.items()
-    }

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from avpipe.pipeline.files import atomic_write, write_json
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from rich.table import Table
 
 
@@ -25,6 +27,8 @@ class ScoreReport:
             computed, and ``reasons`` says why. Never 0 for that.
         reasons: why a score is ``None``, by name.
         per_clip: score by clip id, then by name.
+        statistics: ``(clips, k)`` by metric module, in the order of ``per_clip``, where the corpus score is made of
+            sums (:class:`avpipe.eval.metric.MetricResult`).
         captions: what was scored, by clip id, as cleaned but not tokenised.
         references_per_clip: how many references the clips have: fewest and most.
         references_sha256: of all references.
@@ -45,6 +49,7 @@ class ScoreReport:
     scores: Mapping[str, float | None]
     reasons: Mapping[str, str]
     per_clip: Mapping[str, Mapping[str, float]]
+    statistics: Mapping[str, npt.NDArray[np.float64]]
     captions: Mapping[str, str]
     references_per_clip: tuple[int, int]
     references_sha256: str

@@ -1,18 +1,21 @@
-"""Score captions: :func:`score` for a report, :class:`ValidationScorer` for one number again and again."""
+"""Score captions: :func:`score` once, :class:`Scorer` again and again, :class:`ValidationScorer` for one number."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 from avpipe import __version__
 from avpipe.eval import ptb
 from avpipe.eval.coverage import Covered, Missing, Predictions, References, ReferenceSet, cover
+from avpipe.eval.evaluation import Evaluation, TokenisedReferences
 from avpipe.eval.java import JavaError
-from avpipe.eval.metric import Metric, MetricResult, Tools, find_metrics, pycocoevalcap_version
+from avpipe.eval.metric import MetricResult, find_metrics
 from avpipe.eval.scores import ScoreReport
-from avpipe.pipeline.errors import ScoringError
+from avpipe.eval.tools import Tools, pycocoevalcap_version
+from avpipe.pipeline.errors import AvpipeError, ScoringError
 
 DEFAULT = ("bleu", "meteor", "rouge_l", "cider")
 
@@ -46,39 +49,109 @@ def score(
         DataError: something is no caption, or an id is given twice.
         UnknownNameError: no metric of that name.
     """
-    wanted = find_metrics(metrics)
-    reference_set = ReferenceSet.of(references)
-    covered = cover(predictions, reference_set, missing)
-    ran = _run(wanted, covered, tools or Tools())
-    _complain(ran.reasons, strict=strict)
-    corpus = {name: value for result in ran.results for name, value in result.corpus.items()}
-    by_clip = {name: values for result in ran.results for name, values in result.per_clip.items()}
-    counts = [len(captions) for captions in covered.references.values()]
-    notes = [*_notes(covered, reference_set), *ran.notes]
-    return ScoreReport(
-        split=split,
-        scores={name: corpus.get(name) for module in wanted.values() for name in module.NAMES},
-        reasons=ran.reasons,
-        per_clip={key: {name: values[key] for name, values in by_clip.items()} for key in covered.candidates},
-        captions=covered.candidates,
-        references_per_clip=(min(counts), max(counts)),
-        references_sha256=reference_set.sha256,
-        scored=len(covered.candidates),
-        expected=len(reference_set.captions),
-        missing_policy=missing,
-        missing=covered.missing,
-        altered_candidates=covered.altered,
-        altered_references=reference_set.altered,
-        tokeniser=ptb.NAME,
-        metric_versions={name: module.VERSION for module in wanted.values() for name in module.NAMES},
-        java=ran.java,
-        versions={"pycocoevalcap": pycocoevalcap_version(), "avpipe": __version__},
-        notes=tuple(notes),
-    )
+    scorer = Scorer(references, metrics=metrics, missing=missing, split=split, strict=strict, tools=tools)
+    return scorer.score(predictions)
+
+
+class Scorer:
+    """Many systems against the same references, which are tokenised and counted once.
+
+    ::
+
+        scorer = Scorer(references, metrics=["cider", "bleu"])
+        reports = {name: scorer.score(captions) for name, captions in systems.items()}
+
+    Args and errors: those of :func:`score`.
+    """
+
+    def __init__(
+        self,
+        references: References,
+        *,
+        metrics: Sequence[str] = DEFAULT,
+        missing: Missing = "error",
+        split: str = "",
+        strict: bool = False,
+        tools: Tools | None = None,
+    ) -> None:
+        self._wanted = find_metrics(metrics)
+        self._references = ReferenceSet.of(references)
+        self._missing, self._split, self._strict = missing, split, strict
+        self._tools = tools or Tools()
+        self._tokenised: TokenisedReferences | None = None
+
+    def score(self, predictions: Predictions) -> ScoreReport:
+        """Score one system's captions; see :func:`score`.
+
+        Raises:
+            ScoringError: see :func:`score`.
+            DataError: see :func:`score`.
+        """
+        covered = cover(predictions, self._references, self._missing)
+        ran = self._run(covered)
+        _complain(ran.reasons, strict=self._strict)
+        corpus = {name: value for result in ran.results.values() for name, value in result.corpus.items()}
+        by_clip = {name: values for result in ran.results.values() for name, values in result.per_clip.items()}
+        counts = [len(captions) for captions in covered.references.values()]
+        java = self._tools.java_used
+        return ScoreReport(
+            split=self._split,
+            scores={name: corpus.get(name) for module in self._wanted.values() for name in module.NAMES},
+            reasons=ran.reasons,
+            per_clip={key: {name: values[key] for name, values in by_clip.items()} for key in covered.candidates},
+            statistics={name: found.statistics for name, found in ran.results.items() if found.statistics is not None},
+            captions=covered.candidates,
+            references_per_clip=(min(counts), max(counts)),
+            references_sha256=self._references.sha256,
+            scored=len(covered.candidates),
+            expected=len(self._references.captions),
+            missing_policy=self._missing,
+            missing=covered.missing,
+            altered_candidates=covered.altered,
+            altered_references=self._references.altered,
+            tokeniser=ptb.NAME,
+            metric_versions={name: module.VERSION for module in self._wanted.values() for name in module.NAMES},
+            java=java.version if java else "",
+            versions={"pycocoevalcap": pycocoevalcap_version(), "avpipe": __version__},
+            notes=(*_notes(covered, self._references), *ran.notes),
+        )
+
+    def _run(self, covered: Covered) -> _Ran:
+        """Tokenise, then run every metric; what cannot run has a reason instead of a result."""
+        try:
+            evaluation = Evaluation.of(covered.candidates, self._of(covered), self._tools)
+        except JavaError as error:
+            reason = f"the tokeniser cannot run: {error}"
+            return _Ran(reasons={name: reason for module in self._wanted.values() for name in module.NAMES})
+        results: dict[str, MetricResult] = {}
+        reasons: dict[str, str] = {}
+        # Those that wait for Java leave the processor to the others.
+        with ThreadPoolExecutor(max_workers=max(len(self._wanted), 1)) as pool:
+            futures = {name: pool.submit(evaluation.result, name) for name in self._wanted}
+        for name, future in futures.items():
+            try:
+                results[name] = future.result()
+            except AvpipeError as error:
+                reasons |= dict.fromkeys(self._wanted[name].NAMES, str(error))
+        wordless = [key for key, words in evaluation.words.items() if not words and key not in covered.missing]
+        partly = [key for key, several in evaluation.references.words.items() if not all(several)]
+        java = self._tools.java_used
+        notes = [*_wordless("captions", wordless), *_wordless("clips have a reference", partly)]
+        notes += [note for result in results.values() for note in result.notes]
+        notes += [f"Java passed over: {reason}" for reason in (java.passed_over if java else ())]
+        return _Ran(results=results, reasons=reasons, notes=notes)
+
+    def _of(self, covered: Covered) -> TokenisedReferences:
+        """Of the clips that are scored. A clip has the words that it has in the whole set, whatever is left out."""
+        if self._tokenised is None:
+            self._tokenised = TokenisedReferences.of(self._references.captions, self._tools)
+        if len(covered.references) == len(self._references.captions):
+            return self._tokenised
+        return TokenisedReferences(covered.references, {key: self._tokenised.words[key] for key in covered.references})
 
 
 class ValidationScorer:
-    """One score of many sets of captions against the same references, which are tokenised once.
+    """One score of many sets of captions against the same references, which are tokenised and counted once.
 
     For choosing the best checkpoint while training: an empty caption is scored as one, because a model that has
     learnt little writes them. May be pickled; where it arrives, Java is looked for anew.
@@ -89,7 +162,7 @@ class ValidationScorer:
         tools: Java and time limits; found where not given.
 
     Raises:
-        JavaError: there is no Java, or the tokeniser failed.
+        JavaError: the tokeniser's jar is needed, and there is no Java or it failed.
         ScoringError: a clip has no reference or an empty one.
         UnknownNameError: no score of that name.
     """
@@ -101,12 +174,12 @@ class ValidationScorer:
         *,
         tools: Tools | None = None,
     ) -> None:
-        (module,) = find_metrics([metric]).values()
+        ((self._module, module),) = find_metrics([metric]).items()
         named = [name for name in module.NAMES if name.lower() == metric.lower()]
         self.metric = named[0] if named else module.NAMES[-1]
         self._tools = tools or Tools()
         self._references = ReferenceSet.of(references)
-        self._tokens = ptb.tokenise_by_clip(self._references.captions, self._tools)
+        self._tokenised = TokenisedReferences.of(self._references.captions, self._tools)
 
     def __call__(self, captions: Mapping[str, str]) -> float:
         """The corpus score.
@@ -115,53 +188,22 @@ class ValidationScorer:
             ScoringError: a clip has no caption, or a caption no clip.
             JavaError: a child process failed.
         """
-        absent = [clip_id for clip_id in self._tokens if clip_id not in captions]
+        wanted = self._references.captions
+        absent = [clip_id for clip_id in wanted if clip_id not in captions]
         if absent:
-            raise ScoringError(f"{len(absent)} of {len(self._tokens)} clips have no caption: {', '.join(absent[:10])}")
+            raise ScoringError(f"{len(absent)} of {len(wanted)} clips have no caption: {', '.join(absent[:10])}")
         covered = cover(captions, self._references, "empty")
-        candidates = _tokenise_candidates(covered.candidates, self._tools)
-        (module,) = find_metrics([self.metric]).values()  # not kept: a scorer may be sent to another process
-        return module.compute(self._tokens, candidates, self._tools).corpus[self.metric]
+        evaluation = Evaluation.of(covered.candidates, self._tokenised, self._tools)
+        return evaluation.result(self._module).corpus[self.metric]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Ran:
-    """What came out of the metrics, or why nothing did."""
+    """What came out of the metrics, by module, or why nothing did, by score."""
 
-    results: Sequence[MetricResult]
     reasons: Mapping[str, str]
-    java: str
-    notes: Sequence[str]
-
-
-def _run(wanted: Mapping[str, Metric], covered: Covered, tools: Tools) -> _Ran:
-    """Tokenise, then run every metric; what cannot run has a reason instead of a result."""
-    try:
-        references = ptb.tokenise_by_clip(covered.references, tools)
-        candidates = _tokenise_candidates(covered.candidates, tools)
-    except JavaError as error:
-        reason = f"the tokeniser cannot run: {error}"
-        return _Ran(
-            results=(), reasons={name: reason for module in wanted.values() for name in module.NAMES}, java="", notes=()
-        )
-    results: list[MetricResult] = []
-    reasons: dict[str, str] = {}
-    for module in wanted.values():
-        try:
-            results.append(module.compute(references, candidates, tools))
-        except JavaError as error:
-            reasons |= dict.fromkeys(module.NAMES, str(error))
-    notes = [
-        *_wordless("captions", [key for key, words in candidates.items() if not words and key not in covered.missing]),
-        *_wordless("clips have a reference", [key for key, several in references.items() if not all(several)]),
-    ]
-    notes += [note for result in results for note in result.notes]
-    notes += [f"Java passed over: {reason}" for reason in tools.java.passed_over]
-    return _Ran(results=results, reasons=reasons, java=tools.java.version, notes=notes)
-
-
-def _tokenise_candidates(candidates: Mapping[str, str], tools: Tools) -> dict[str, str]:
-    return dict(zip(candidates, ptb.tokenise(list(candidates.values()), tools), strict=True))
+    results: Mapping[str, MetricResult] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 def _notes(covered: Covered, references: ReferenceSet) -> list[str]:

@@ -23,6 +23,8 @@ number after a number ("1 1/2", telephone numbers).
 from __future__ import annotations
 
 import re
+from functools import lru_cache
+from operator import and_
 from string import ascii_lowercase
 
 _ABBREVIATED = """
@@ -85,31 +87,42 @@ _TOKEN = re.compile(
 
 def is_ordinary(text: str) -> bool:
     """Whether :func:`words` is known to give what the jar gives, whatever text stands after it."""
-    if not _CHARACTERS.fullmatch(text):
-        return False
-    numbers_before = False
-    for part in text.translate(_QUOTES).split(" "):
-        if not part:
-            continue
-        found = _ORDINARY.fullmatch(part)
-        if not found:
-            return False
-        has_digit = any(letter.isdigit() for letter in part)
-        if has_digit and numbers_before:
-            return False
-        numbers_before = has_digit
-        last = (found["last"] or found["second"] or found["denied"] or "").lower()
-        if found["clitic"] or found["denied"]:
-            # wanna's, x-o'clock: once whole, once not
-            if last in _IN_TWO or (len(last) == 1 and "-" in part):
-                return False
-        elif (found["marks"] or "").startswith(".") and last in ABBREVIATIONS:
-            return False
-    return True
+    return tokenise(text)[1]
 
 
 def words(text: str) -> str:
     """A caption as lower-case tokens with single spaces between them, punctuation dropped."""
-    tokens = [token.lower() for part in text.translate(_QUOTES).split() for token in _TOKEN.findall(part)]
+    return tokenise(text)[0]
+
+
+def tokenise(text: str) -> tuple[str, bool]:
+    """:func:`words` and :func:`is_ordinary`, in one reading."""
+    parts = [_read(part) for part in text.split(" ") if part]
+    has_digit = [part[2] for part in parts]
+    ordinary = all(part[1] for part in parts) and not any(map(and_, has_digit, has_digit[1:]))
+    return " ".join([part[0] for part in parts if part[0]]), ordinary
+
+
+@lru_cache(1 << 17)
+def _read(part: str) -> tuple[str, bool, bool]:
+    """Of what stands between two spaces: its words, whether it is ordinary by itself, and whether it has a digit.
+
+    Captions use few words again and again, so that most are read once.
+    """
+    straight = part.translate(_QUOTES)
+    tokens = [token.lower() for piece in straight.split() for token in _TOKEN.findall(piece)]
     kept = [token for token in tokens if token not in DROPPED and not token.startswith("--")]
-    return " ".join(_IN_TWO.get(token) or _BRACKETS.get(token) or token for token in kept)
+    words = " ".join(_IN_TWO.get(token) or _BRACKETS.get(token) or token for token in kept)
+    ordinary = _CHARACTERS.fullmatch(part) is not None and _is_ordinary_part(straight)
+    return words, ordinary, any(letter.isdigit() for letter in straight)
+
+
+def _is_ordinary_part(straight: str) -> bool:
+    found = _ORDINARY.fullmatch(straight)
+    if not found:
+        return False
+    last = (found["last"] or found["second"] or found["denied"] or "").lower()
+    if found["clitic"] or found["denied"]:
+        # wanna's, x-o'clock: once whole, once not
+        return not (last in _IN_TWO or (len(last) == 1 and "-" in straight))
+    return not ((found["marks"] or "").startswith(".") and last in ABBREVIATIONS)

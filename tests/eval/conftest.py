@@ -11,7 +11,7 @@ import pytest
 
 from avpipe.eval import java
 from avpipe.eval.java import Java, find_java, java_version
-from avpipe.eval.metric import Tools
+from avpipe.eval.tools import Tools
 
 from .toys import FakeJava
 

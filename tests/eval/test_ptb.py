@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from avpipe.eval import ptb
 from avpipe.eval.coverage import clean
 from avpipe.eval.java import Java, JavaError, find_java
-from avpipe.eval.metric import Tools, pycocoevalcap_file
+from avpipe.eval.tools import Tools, pycocoevalcap_file
 from avpipe.pipeline.errors import MissingPackageError, ScoringError
 
 from .toys import TOY_REFERENCES, FakeJava

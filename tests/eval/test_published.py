@@ -8,7 +8,7 @@ import pytest
 
 from avpipe.eval import score
 from avpipe.eval.coco import read_references, read_results
-from avpipe.eval.metric import Tools
+from avpipe.eval.tools import Tools
 
 SCORING = Path(__file__).parents[3] / "shared" / "scoring"
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from avpipe.eval.scores import ScoreReport, footnotes, table
 
 REPORT = ScoreReport(
+    statistics={},
     split="test",
     scores={"CIDEr": 0.5997905, "METEOR": None},
     reasons={"METEOR": "no usable Java"},

@@ -10,7 +10,7 @@ import pytest
 from avpipe import __version__
 from avpipe.eval import ScoreReport, ValidationScorer, score
 from avpipe.eval.java import Java, JavaError
-from avpipe.eval.metric import Tools
+from avpipe.eval.tools import Tools
 from avpipe.pipeline.errors import DataError, ScoringError, UnknownNameError
 
 from .test_metrics import PRETENDER

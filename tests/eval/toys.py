@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import psutil
 
+from avpipe.eval.evaluation import Evaluation, TokenisedReferences
 from avpipe.eval.java import Java
+from avpipe.eval.tools import Tools
 
 # Ids out of sorted order, numbers of references that differ, and what captions hold in the wild.
 TOY_REFERENCES = {
@@ -28,6 +30,14 @@ TOY_CANDIDATES = {
     "Z9": "a violin plays",
     "m0": "huge waves are crashing on the beach",
 }
+
+
+def evaluation_of(
+    references: Mapping[str, Sequence[str]], candidates: Mapping[str, str], tools: Tools | None = None
+) -> Evaluation:
+    """Of captions that are words already."""
+    return Evaluation(candidates, candidates, TokenisedReferences(references, references), tools or Tools())
+
 
 FakeJava = Callable[[str], Java]
 

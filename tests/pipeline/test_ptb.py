@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from avpipe.eval import ptb as jar
 from avpipe.eval.coverage import clean
 from avpipe.eval.java import find_java
-from avpipe.eval.metric import Tools
+from avpipe.eval.tools import Tools
 from avpipe.pipeline.ptb import ABBREVIATIONS, DROPPED, is_ordinary, words
 
 

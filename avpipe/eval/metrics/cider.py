@@ -1,30 +1,77 @@
 """CIDEr, that is CIDEr-D: tf-idf weighted n-grams shared with the references, 0 to 10.
 
 Paper: Vedantam, Zitnick and Parikh, "CIDEr: Consensus-based Image Description Evaluation", CVPR 2015.
-Author's code: pycocoevalcap 1.2 ``cider/`` (Ramakrishna Vedantam, Tsung-Yi Lin), which is run as it is. What it calls
-CIDEr, and what papers report under that name, is CIDEr-D: clipped counts, and a Gaussian penalty on the difference in
-length, sigma = 6. Deviations: none.
+Author's code: pycocoevalcap 1.2 ``cider/`` (Ramakrishna Vedantam, Tsung-Yi Lin), whose numbers these are
+(tests/eval/test_parity.py). What it calls CIDEr, and what papers report under that name, is CIDEr-D: clipped counts,
+and a Gaussian penalty on the difference in length, sigma = 6. Deviations: of speed alone.
+
+Of a caption c and a reference r, N clips, and an n-gram g that stands c(g) times in c and in the references of df(g)
+clips; l is the number of bigrams::
+
+    w_c(g)     = c(g) * (ln N - ln max(1, df(g)))
+    sim_n(c,r) = sum_g min(w_c(g), w_r(g)) w_r(g) / (|w_c| |w_r|) * exp(-(l_c - l_r)^2 / (2 * 6^2))
+    CIDEr-D    = 10 * mean over the references and n = 1..4 of sim_n
 
 Document frequencies are counted in the references that are scored against. A single clip therefore scores 0: every
-n-gram of its references occurs in all documents there are.
+n-gram of its references occurs in all documents there are. What rewards self-critical training, a few captions a
+step of any clip, is :mod:`avpipe.pipeline.cider_d`.
 """
 
 from __future__ import annotations
 
-from avpipe.eval.metric import Candidates, MetricResult, References, Tools, for_original
+from avpipe.eval.evaluation import Evaluation
+from avpipe.eval.metric import MetricResult
 
 NAMES = ("CIDEr",)
 VERSION = "idf:refs"
 
+SIGMA = 6.0
+"""Of the penalty on the difference in length."""
 
-def compute(references: References, candidates: Candidates, tools: Tools) -> MetricResult:
+
+def compute(evaluation: Evaluation) -> MetricResult:
     """See :mod:`avpipe.eval.metric`."""
-    from pycocoevalcap.cider.cider import Cider
+    return similarity(evaluation, "CIDEr", clipped=True)
 
-    corpus, per_clip = Cider().compute_score(*for_original(references, candidates))
-    alone = "CIDEr of a single clip is always 0: its word weights are counted over the clips that are scored"
-    return MetricResult(
-        corpus={"CIDEr": float(corpus)},
-        per_clip={"CIDEr": dict(zip(references, map(float, per_clip), strict=True))},
-        notes=(alone,) if len(references) == 1 else (),
+
+def similarity(evaluation: Evaluation, name: str, *, clipped: bool) -> MetricResult:
+    """CIDEr-D, or the plain CIDEr that came before it.
+
+    Args:
+        evaluation: what is scored.
+        name: of the score.
+        clipped: with min and penalty (CIDEr-D), or without: the cosine of both vectors.
+    """
+    import numpy as np
+
+    from avpipe.eval.ngrams import LONGEST, CountedReferences
+
+    references = evaluation.references.once(CountedReferences.of)
+    words = references.read(list(evaluation.words.values()))
+    clips, rows = len(words.lengths), len(references.clip_of_row)
+    total = np.zeros(rows)
+    for known, counted in zip(references.orders, references.count(words), strict=True):
+        # At last, what an n-gram weighs that no reference has.
+        idf = np.log(clips) - np.log(np.append(known.documents, 1))
+        row_weights = known.counts * idf[known.numbers]
+        own_weights = counted.counts * idf[np.minimum(counted.numbers, len(known.keys))]
+        # Each n-gram of a caption beside each reference of its clip that has it.
+        first = np.searchsorted(known.row_clip_keys, counted.clip_keys, side="left")
+        several = np.searchsorted(known.row_clip_keys, counted.clip_keys, side="right") - first
+        own = np.repeat(own_weights, several)
+        places = np.arange(len(own)) + np.repeat(first - (np.cumsum(several) - several), several)
+        their = row_weights[places]
+        products = (np.minimum(own, their) if clipped else own) * their
+        dots = np.bincount(known.rows[places], products, rows)
+        norms = np.sqrt(np.bincount(counted.clips, own_weights**2, clips))[references.clip_of_row]
+        norms *= np.sqrt(np.bincount(known.rows, row_weights**2, rows))
+        total += np.divide(dots, norms, out=np.zeros(rows), where=norms > 0)
+    if clipped:
+        lengths, own_lengths = np.maximum(references.words.lengths - 1, 0), np.maximum(words.lengths - 1, 0)
+        total *= np.exp(-((lengths - own_lengths[references.clip_of_row]) ** 2) / (2 * SIGMA**2))
+    means = np.bincount(references.clip_of_row, total, clips) / np.bincount(references.clip_of_row, minlength=clips)
+    scores = 10 / LONGEST * means
+    alone = f"{name} of a single clip is always 0: its word weights are counted over the clips that are scored"
+    return MetricResult.of_means(
+        {name: dict(zip(evaluation.words, scores.tolist(), strict=True))}, notes=(alone,) if clips == 1 else ()
     )

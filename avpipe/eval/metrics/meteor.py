@@ -19,8 +19,10 @@ from __future__ import annotations
 
 import math
 
+from avpipe.eval.evaluation import Evaluation
 from avpipe.eval.java import JavaChild, JavaError, twice
-from avpipe.eval.metric import Candidates, MetricResult, References, Tools, pycocoevalcap_file
+from avpipe.eval.metric import MetricResult
+from avpipe.eval.tools import Tools, pycocoevalcap_file
 
 NAMES = ("METEOR",)
 VERSION = "meteor:1.5"
@@ -30,21 +32,19 @@ _HEAP_MEGABYTES = 1024  # 512 is enough, 384 doubles the time
 _STATISTICS = 23  # numbers in the answer to SCORE
 
 
-def compute(references: References, candidates: Candidates, tools: Tools) -> MetricResult:
+def compute(evaluation: Evaluation) -> MetricResult:
     """See :mod:`avpipe.eval.metric`.
 
     Raises:
         JavaError: there is no Java, or the jar failed.
     """
-    if list(references) != list(candidates):
-        raise ValueError("references and candidates: expected the same ids in the same order")
     questions = [
-        _SEPARATOR.join(("SCORE", *map(_field, references[clip_id]), _field(candidates[clip_id])))
-        for clip_id in references
+        _SEPARATOR.join(("SCORE", *map(_field, references), _field(evaluation.words[clip_id])))
+        for clip_id, references in evaluation.references.words.items()
     ]
-    scores = twice(lambda: _converse(questions, tools))
+    scores = twice(lambda: _converse(questions, evaluation.tools))
     return MetricResult(
-        corpus={"METEOR": scores[-1]}, per_clip={"METEOR": dict(zip(references, scores[:-1], strict=True))}
+        corpus={"METEOR": scores[-1]}, per_clip={"METEOR": dict(zip(evaluation.words, scores[:-1], strict=True))}
     )
 
 

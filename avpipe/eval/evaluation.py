@@ -1,0 +1,133 @@
+"""What is scored, as every metric is given it: captions and references, as they are and as PTB words.
+
+What a metric counts in the references is counted once, however many systems are scored against them
+(:meth:`TokenisedReferences.once`); what one metric needs of another is computed once (:meth:`Evaluation.result`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from avpipe.eval import ptb
+
+if TYPE_CHECKING:
+    from avpipe.eval.metric import MetricResult
+    from avpipe.eval.tools import Tools
+
+T = TypeVar("T")
+
+
+class TokenisedReferences:
+    """References of clips, as PTB words too. Safe in threads; what was counted stays behind when it is pickled.
+
+    Args:
+        captions: one or more a clip id, cleaned.
+        words: the same, tokenised.
+
+    Attributes:
+        captions: as given.
+        words: as given.
+
+    Raises:
+        ValueError: both sides do not hold the same clips in the same order, with as many captions.
+    """
+
+    def __init__(self, captions: Mapping[str, Sequence[str]], words: Mapping[str, Sequence[str]]) -> None:
+        if list(captions) != list(words) or any(len(captions[key]) != len(words[key]) for key in words):
+            raise ValueError("captions and words: expected the same clips in the same order, with as many captions")
+        self.captions, self.words = captions, words
+        self._lock = threading.RLock()
+        self._counted: dict[Callable[..., Any], Any] = {}
+
+    @classmethod
+    def of(cls, captions: Mapping[str, Sequence[str]], tools: Tools) -> TokenisedReferences:
+        """Tokenise.
+
+        Raises:
+            JavaError: the tokeniser's jar is needed and cannot run.
+        """
+        return cls(captions, ptb.tokenise_by_clip(captions, tools))
+
+    def once(self, count: Callable[[TokenisedReferences], T]) -> T:
+        """``count(self)``, remembered by the function itself."""
+        with self._lock:
+            if count not in self._counted:
+                self._counted[count] = count(self)
+            found: T = self._counted[count]
+            return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"captions": self.captions, "words": self.words}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+class Evaluation:
+    """One caption a clip, and its references.
+
+    Args:
+        captions: by clip id, cleaned.
+        words: the same, tokenised: words with single spaces between them; may be empty.
+        references: of the same clips in the same order.
+        tools: Java, time limits and folders.
+
+    Attributes:
+        captions: as given.
+        words: as given.
+        references: as given.
+        tools: as given.
+
+    Raises:
+        ValueError: ids or their order differ.
+    """
+
+    def __init__(
+        self,
+        captions: Mapping[str, str],
+        words: Mapping[str, str],
+        references: TokenisedReferences,
+        tools: Tools,
+    ) -> None:
+        if not list(captions) == list(words) == list(references.words):
+            raise ValueError("references and candidates: expected the same ids in the same order")
+        self.captions, self.words, self.references, self.tools = captions, words, references, tools
+        self._lock = threading.Lock()
+        self._results: dict[str, Future[MetricResult]] = {}
+
+    @classmethod
+    def of(cls, captions: Mapping[str, str], references: TokenisedReferences, tools: Tools) -> Evaluation:
+        """Tokenise.
+
+        Raises:
+            JavaError: the tokeniser's jar is needed and cannot run.
+            ValueError: ids or their order differ from those of the references.
+        """
+        words = ptb.tokenise(list(captions.values()), tools)
+        return cls(captions, dict(zip(captions, words, strict=True)), references, tools)
+
+    def result(self, name: str) -> MetricResult:
+        """What a metric says, computed by whoever asks first.
+
+        Args:
+            name: of the metric's module.
+
+        Raises:
+            UnknownNameError: no metric of that name.
+            ScoringError: it cannot run; the same to all who ask.
+        """
+        from avpipe.eval.metric import load
+
+        with self._lock:
+            first = name not in self._results
+            future = self._results.setdefault(name, Future())
+        if first:
+            try:
+                future.set_result(load(name).compute(self))
+            except BaseException as error:
+                future.set_exception(error)
+                raise
+        return future.result()
