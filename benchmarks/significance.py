@@ -151,7 +151,9 @@ def main() -> int:
             if seeds == (3, 3):
                 shown(f"drawn seeds,  {what}", rate(make_seeds, by_drawn_seeds, experiments, resamples))
                 if ratio == 1:
-                    alone = rate(lambda rng: cider_like(rng, clips, (1, 1), error), by_bootstrap, experiments, resamples)
+                    alone = rate(
+                        lambda rng: cider_like(rng, clips, (1, 1), error), by_bootstrap, experiments, resamples
+                    )
                     shown(f"one seed each and a test that knows of none, spread {ratio}", alone)
     hits = rate(lambda rng: bleu_like(rng, clips, (3, 3), 0.1), by_bootstrap, experiments, resamples)
     line("hierarchical, 3 and 3 seeds, BLEU-4", hits, 0, 0.065)

@@ -39,12 +39,20 @@ def score(
         Path | None, typer.Option("--intersect", help="Only the clips on this list of ids.", **IDS)
     ] = None,
     percent: Annotated[bool, typer.Option("--percent", help="Times 100, as papers print.")] = False,
+    with_intervals: Annotated[
+        bool, typer.Option("--intervals", help="The 95 % bootstrap interval of each score.")
+    ] = False,
+    form: Annotated[
+        Literal["markdown", "latex", "csv"] | None,
+        typer.Option("--format", help="For a paper or a program.", show_default="for the terminal"),
+    ] = None,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Score captions: of a run (they are generated if need be), or of a file of predictions from any model."""
     from avpipe import api
     from avpipe.console import escape, out
+    from avpipe.eval.comparison import intervals
     from avpipe.eval.scores import footnotes, table
 
     if predictions is not None or references is not None:
@@ -55,11 +63,15 @@ def score(
         place = api.open_workspace(workspace)
         run = api.choose_run(place, run)
         report = api.score_run(place, run, split, metrics=names(metrics), missing=missing, intersect=intersect)
+    found = intervals(report) if with_intervals else None
     if as_json:
-        typer.echo(json.dumps(report.to_json()))
+        typer.echo(json.dumps(report.to_json() | ({"intervals": found} if found is not None else {})))
+    elif form is not None:
+        notes = footnotes(report)
+        typer.echo(table(report, percent=percent, intervals=found, notes=notes).render(form), nl=False)
     else:
         out.print(f"[bold]{escape(str(run or predictions))}[/]")
-        out.print(table(report, percent=percent), soft_wrap=False)
+        out.print(table(report, percent=percent, intervals=found), soft_wrap=False)
         for line in footnotes(report):
             out.print(line, markup=False)
     if not report.complete:

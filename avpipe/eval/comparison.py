@@ -190,7 +190,9 @@ def compare(
     drawn = bootstrap_metrics(
         [[samples[name][module] for name in drawn_in] for module in modules], resamples=resamples, seed=seed
     )
-    draws = {module: dict(zip(drawn_in, of_systems, strict=True)) for module, of_systems in zip(modules, drawn, strict=True)}
+    draws = {
+        module: dict(zip(drawn_in, of_systems, strict=True)) for module, of_systems in zip(modules, drawn, strict=True)
+    }
     differences: list[Difference] = []
     for module in modules:
         contrasts = [contrast(draws[module][name], draws[module][other], alpha) for name, other in pairs]
@@ -201,7 +203,7 @@ def compare(
         for index, metric in enumerate(_names(module)):
             corrected = holm([float(each[index]) for each in p])
             for (name, other), found, own, its in zip(pairs, contrasts, p, corrected, strict=True):
-                wins, ties, losses = wins_of(reports[name], reports[other], metric, direction(module))
+                wins, ties, losses = wins_of(reports[name], reports[other], metric, direction(module) or 1)
                 differences.append(
                     Difference(
                         system=name,
@@ -436,6 +438,10 @@ class Example:
     captions: Mapping[str, tuple[str, ...]]
     references: tuple[str, ...]
 
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON-ready values."""
+        return asdict(self)
+
 
 def examples(
     systems: Mapping[str, ScoreReport | Sequence[ScoreReport]],
@@ -486,7 +492,7 @@ def _names(module: str) -> tuple[str, ...]:
 def _standings(
     system: str, reports: Sequence[ScoreReport], draws: Mapping[str, Mapping[str, Draws]], alpha: float
 ) -> dict[str, Standing]:
-    ends = {}
+    ends: dict[str, tuple[float, float]] = {}
     for module, by_system in draws.items():
         low, high = by_system[system].interval(alpha)
         ends |= {name: (float(low[index]), float(high[index])) for index, name in enumerate(_names(module))}

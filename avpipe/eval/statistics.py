@@ -85,12 +85,12 @@ class Sample:
     @property
     def seeds(self) -> int:
         """How many checkpoints."""
-        return self.values.shape[0]
+        return int(self.values.shape[0])
 
     @property
     def clips(self) -> int:
         """How many clips."""
-        return self.values.shape[1]
+        return int(self.values.shape[1])
 
     def observed(self) -> Floats:
         """Corpus scores of each seed, ``(seeds, names)``."""
@@ -244,9 +244,7 @@ def contrast(system: Draws, other: Draws, alpha: float = 0.05) -> Contrast:
     )
 
 
-def randomisation(
-    pairs: Sequence[tuple[Sample, Sample]], *, resamples: int = 10_000, seed: int = 0
-) -> list[Floats]:
+def randomisation(pairs: Sequence[tuple[Sample, Sample]], *, resamples: int = 10_000, seed: int = 0) -> list[Floats]:
     """Approximate randomisation: two-sided p of each pair's difference, ``(names,)``.
 
     Args:
@@ -274,7 +272,7 @@ def randomisation(
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p values corrected for their number: at level alpha the chance of any false alarm among them is at most alpha.
+    """Values of p corrected for their number: at level alpha the chance of any false alarm among them is at most alpha.
 
     Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979: the smallest of m times m, the next times
     m - 1, and so on; none smaller than the one before, none above 1.

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 Format = Literal["markdown", "latex", "csv"]
 
+NONE = "none"
+"""What stands for a score that could not be computed."""
+
 _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -74,7 +77,7 @@ class Table:
             ["---" if self._is_word(index) else "---:" for index in range(len(self.header))],
             *([_markdown(cell) for cell in row] for row in self._cells()),
         ]
-        notes = "".join(f"\n{_MARKDOWN.sub(r'\\\1', note)}\n" for note in self.notes)
+        notes = "".join(f"\n{_escaped(note)}\n" for note in self.notes)
         return "".join(f"| {' | '.join(line)} |\n" for line in lines) + notes
 
     def latex(self) -> str:
@@ -94,8 +97,8 @@ class Table:
         writer.writerows([cell.text for cell in row] for row in self._cells())
         return text.getvalue()
 
-    def rich(self) -> RichTable:
-        """For the terminal; notes belong below it."""
+    def __rich__(self) -> RichTable:
+        """For the terminal, when it is printed by rich; notes belong below it."""
         from rich.table import Table as RichTable
         from rich.text import Text
 
@@ -103,7 +106,7 @@ class Table:
         for index, title in enumerate(self.header):
             grid.add_column(Text(title), justify="left" if self._is_word(index) else "right")
         for row in self._cells():
-            grid.add_row(*(Text(cell.text, style="bold" if cell.bold else "") for cell in row))
+            grid.add_row(*(Text(cell.text, style=_style(cell)) for cell in row))
         return grid
 
     def _cells(self) -> list[list[Cell]]:
@@ -116,7 +119,7 @@ class Table:
 def number(value: float | None, *, percent: bool = False, signed: bool = False) -> str:
     """A score for people: ``"0.5998"``, or times 100 ``"59.98"``; ``"none"`` if there is none."""
     if value is None:
-        return "none"
+        return NONE
     sign = "+" if signed else ""
     return f"{100 * value:{sign}.2f}" if percent else f"{value:{sign}.4f}"
 
@@ -128,9 +131,20 @@ def interval(low: float | None, high: float | None, *, percent: bool = False, si
     return f"[{number(low, percent=percent, signed=signed)}, {number(high, percent=percent, signed=signed)}]"
 
 
+def _style(cell: Cell) -> str:
+    """A score that is not there must not be overlooked."""
+    if cell.text == NONE:
+        return "bold red"
+    return "bold" if cell.bold else ""
+
+
 def _markdown(cell: Cell) -> str:
-    text = _MARKDOWN.sub(r"\\\1", " ".join(cell.text.split()))
+    text = _escaped(" ".join(cell.text.split()))
     return f"**{text}**" if cell.bold and text else text
+
+
+def _escaped(text: str) -> str:
+    return _MARKDOWN.sub(r"\\\1", text)
 
 
 def _latex(cell: Cell) -> str:
