@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from avpipe.eval.metrics import bleu
-from avpipe.eval.statistics import Sample, bootstrap, contrast, randomisation
+from avpipe.eval.statistics import Sample, bootstrap, bootstrap_metrics, contrast, randomisation
 
 Floats = npt.NDArray[np.float64]
 Pair = tuple[Sample, Sample]
@@ -40,24 +40,34 @@ SYSTEM_LUCK = 0.4  # ... and all checkpoints of a system
 
 
 def cider_like(
-    rng: np.random.Generator, clips: int, seeds: tuple[int, int], by_seed: float = 0.0, better: float = 0.0
+    rng: np.random.Generator,
+    clips: int,
+    seeds: tuple[int, int],
+    by_seed: tuple[float, float] = (0.0, 0.0),
+    better: float = 0.0,
 ) -> Pair:
-    """Two systems of equal true score but for ``better``; ``by_seed`` is the standard deviation over seeds."""
+    """Two systems of equal true score but for ``better``; ``by_seed``: the standard deviations over seeds."""
     easy = rng.gamma(2, 0.3, clips)
     made = []
-    for count, more in zip(seeds, (better, 0.0), strict=True):
+    for count, spread, more in zip(seeds, by_seed, (better, 0.0), strict=True):
         system = easy + (rng.gamma(1, SYSTEM_LUCK, clips) - SYSTEM_LUCK)
         own = rng.gamma(1, OWN_LUCK, (count, clips)) - OWN_LUCK
-        values = system + own + by_seed * rng.standard_normal((count, 1)) + more
+        values = system + own + spread * rng.standard_normal((count, 1)) + more
         made.append(Sample.of_means(values[:, :, None]))
     return made[0], made[1]
 
 
-def bleu_score(sums: Floats) -> Floats:
+def bleu_4(sums: Floats) -> Floats:
     return bleu.aggregate(sums)["Bleu_4"][:, None]
 
 
-def bleu_like(rng: np.random.Generator, clips: int, seeds: tuple[int, int], by_seed: float = 0.0) -> Pair:
+def bleu_1_to_4(sums: Floats) -> Floats:
+    return np.column_stack(list(bleu.aggregate(sums).values()))
+
+
+def bleu_like(
+    rng: np.random.Generator, clips: int, seeds: tuple[int, int], by_seed: float = 0.0, *, four: bool = False
+) -> Pair:
     """Counts of n-grams; the more words a clip's caption gets right, the longer are the n-grams that are right."""
     easy = rng.normal(0, 0.5, clips)
     made = []
@@ -70,7 +80,7 @@ def bleu_like(rng: np.random.Generator, clips: int, seeds: tuple[int, int], by_s
             guessed = np.maximum(lengths[:, None] - np.arange(4), 0)
             correct = rng.binomial(guessed, right[:, None] ** np.arange(1, 5))
             values[one] = np.column_stack([correct, guessed, lengths, rng.integers(7, 13, clips)])
-        made.append(Sample(values=values, score=bleu_score))
+        made.append(Sample(values=values, score=bleu_1_to_4 if four else bleu_4))
     return made[0], made[1]
 
 
@@ -126,7 +136,7 @@ def main() -> int:
         found, (least, most) = hits / experiments, wilson(hits, experiments)
         is_wrong = least > high or most < low  # beyond chance
         wrong += is_wrong
-        print(f"{what:64} {100 * found:5.1f} %  [{100 * least:.1f}, {100 * most:.1f}]{'  WRONG' if is_wrong else ''}")
+        print(f"{what:76} {100 * found:5.1f} %  [{100 * least:.1f}, {100 * most:.1f}]{'  WRONG' if is_wrong else ''}")
 
     def shown(what: str, hits: int) -> None:
         line(what, hits, 0, 1)
@@ -138,60 +148,59 @@ def main() -> int:
             line(f"{name}, {kind}", hits, 0.035, 0.065)
     # What seeds do, in standard errors of a score's dependence on the clips.
     error = math.sqrt((2 * 0.3**2 + SYSTEM_LUCK**2 + OWN_LUCK**2) / clips)
+
+    def alarms(test: Test, seeds: tuple[int, int], spreads: tuple[float, float]) -> int:
+        by_seed = (spreads[0] * error, spreads[1] * error)
+        return rate(lambda rng: cider_like(rng, clips, seeds, by_seed), test, experiments, resamples)
+
     for seeds in ((2, 2), (3, 3), (5, 5), (3, 5), (1, 5)):
-        for ratio in (0.0, 0.5, 1.0, 3.0):
-
-            def make_seeds(
-                rng: np.random.Generator, seeds: tuple[int, int] = seeds, by_seed: float = ratio * error
-            ) -> Pair:
-                return cider_like(rng, clips, seeds, by_seed)
-
-            what = f"{seeds[0]} and {seeds[1]} seeds, spread {ratio} standard errors"
-            line(f"hierarchical, {what}", rate(make_seeds, by_bootstrap, experiments, resamples), 0, 0.065)
-            if seeds == (3, 3):
-                shown(f"drawn seeds,  {what}", rate(make_seeds, by_drawn_seeds, experiments, resamples))
-                if ratio == 1:
-                    alone = rate(
-                        lambda rng: cider_like(rng, clips, (1, 1), error), by_bootstrap, experiments, resamples
-                    )
-                    shown(f"one seed each and a test that knows of none, spread {ratio}", alone)
+        for spread in (0.0, 0.5, 1.0, 3.0):
+            what = f"{seeds[0]} and {seeds[1]} seeds, spread {spread} standard errors"
+            line(f"hierarchical, {what}", alarms(by_bootstrap, seeds, (spread, spread)), 0, 0.065)
+    for seeds in ((3, 3), (3, 5), (5, 3)):
+        what = f"{seeds[0]} and {seeds[1]} seeds, spreads 0.5 and 2, not the same as assumed"
+        shown(f"hierarchical, {what}", alarms(by_bootstrap, seeds, (0.5, 2.0)))
+    for spread in (0.0, 1.0, 3.0):
+        what = f"3 and 3 seeds, spread {spread} standard errors"
+        shown(f"drawn seeds, {what}", alarms(by_drawn_seeds, (3, 3), (spread, spread)))
+    shown("trainings judged by one seed each, spread 1.0", alarms(by_bootstrap, (1, 1), (1.0, 1.0)))
     hits = rate(lambda rng: bleu_like(rng, clips, (3, 3), 0.1), by_bootstrap, experiments, resamples)
     line("hierarchical, 3 and 3 seeds, BLEU-4", hits, 0, 0.065)
 
     print("\npower at the smallest detectable difference, which should be 80 %")
-    for seeds, by_seed in (((1, 1), 0.0), ((3, 3), error), ((5, 5), error)):
+    for seeds, spread in (((1, 1), 0.0), ((3, 3), error), ((5, 5), error)):
         said = []
         for number in range(400):
-            pair = cider_like(np.random.default_rng([8, number]), clips, seeds, by_seed)
+            pair = cider_like(np.random.default_rng([8, number]), clips, seeds, (spread, spread))
             said.append(float(contrast(*bootstrap(pair, resamples=resamples, seed=number)).detectable[0]))
         better = float(np.median(said))
 
-        def make_better(
-            rng: np.random.Generator, seeds: tuple[int, int] = seeds, by_seed: float = by_seed, better: float = better
+        def make(
+            rng: np.random.Generator, seeds: tuple[int, int] = seeds, spread: float = spread, better: float = better
         ) -> Pair:
-            return cider_like(rng, clips, seeds, by_seed, better)
+            return cider_like(rng, clips, seeds, (spread, spread), better)
 
         what = f"{seeds[0]} and {seeds[1]} seeds, difference {better:.4f}"
-        # With few seeds what is said of a difference varies from case to case as much as they do.
+        # With few seeds, what is said of a difference varies from case to case as much as they do.
         low, high = (0.75, 0.85) if seeds == (1, 1) else (0.65, 0.95)
-        line(f"paired bootstrap, {what}", rate(make_better, by_bootstrap, experiments, resamples), low, high)
+        line(f"paired bootstrap, {what}", rate(make, by_bootstrap, experiments, resamples), low, high)
         if seeds == (1, 1):
-            line(f"randomisation, {what}", rate(make_better, by_randomisation, experiments, resamples), low, high)
+            line(f"randomisation, {what}", rate(make, by_randomisation, experiments, resamples), low, high)
 
     print("\ncoverage of 95 % intervals")
-    for seeds, by_seed in (((1, 1), 0.0), ((3, 3), error)):
+    for seeds, spread in (((1, 1), 0.0), ((3, 3), error)):
         hits = 0
         for number in range(experiments):
-            pair = cider_like(np.random.default_rng([9, number]), clips, seeds, by_seed)
+            pair = cider_like(np.random.default_rng([9, number]), clips, seeds, (spread, spread))
             low_end, high_end = bootstrap(pair, resamples=resamples, seed=number)[0].interval()
             hits += bool(low_end[0] <= 0.6 <= high_end[0])
         line(f"a mean, {seeds[0]} seeds", hits, 0.93 if seeds == (1, 1) else 0.92, 1 if seeds != (1, 1) else 0.97)
 
     print("\ntime of 10,000 resamples, 2,990 clips, 2 systems, 7 scores")
     rng = np.random.default_rng(0)
-    pairs = [bleu_like(rng, 2990, (1, 1)), *(cider_like(rng, 2990, (1, 1)) for _ in range(3))]
+    pairs = [bleu_like(rng, 2990, (1, 1), four=True), *(cider_like(rng, 2990, (1, 1)) for _ in range(3))]
     for name, work in (
-        ("bootstrap", lambda: [bootstrap(pair) for pair in pairs]),
+        ("bootstrap", lambda: bootstrap_metrics(pairs)),
         ("randomisation", lambda: randomisation(pairs)),
     ):
         start = time.perf_counter()

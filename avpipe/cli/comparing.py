@@ -98,14 +98,16 @@ def compare(
         typer.echo(long_table(comparison, percent=percent).csv(), nl=False)
     elif form is not None:
         scores = scores_table(comparison, percent=percent)
-        differences = differences_table(comparison, percent=percent, notes=[*footnotes(comparison), *lines])
+        differences = differences_table(comparison, percent=percent, notes=footnotes(comparison))
         typer.echo(f"{scores.render(form)}\n{differences.render(form)}", nl=False)
+        if lines:
+            typer.echo("\n".join(["", *(f"{'% ' if form == 'latex' else '    '}{line}" for line in lines)]))
     else:
-        out.print(scores_table(comparison, percent=percent, by_metric=True), soft_wrap=False)
+        out.print(scores_table(comparison, percent=percent, for_terminal=True), soft_wrap=False)
         out.print(differences_table(comparison, percent=percent), soft_wrap=False)
         for line in (*footnotes(comparison), *lines):
             out.print(line, markup=False)
     if plot is not None:
-        interval_plot(comparison.standings, plot, percent=percent)
+        interval_plot(comparison.standings, plot, percent=percent, alpha=alpha)
     if not comparison.complete:
         raise typer.Exit(1)

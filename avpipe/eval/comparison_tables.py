@@ -11,14 +11,14 @@ from avpipe.eval.tables import Cell, Table, interval, number
 MARK = "*"
 
 
-def scores_table(comparison: Comparison, *, percent: bool = False, by_metric: bool = False) -> Table:
+def scores_table(comparison: Comparison, *, percent: bool = False, for_terminal: bool = False) -> Table:
     """Every score of every system, with its interval; the best in bold, and a mark where a system differs from the
     baseline.
 
     Args:
         comparison: what to show.
         percent: times 100, as papers print.
-        by_metric: a row a metric instead of a row a system; narrower where systems are few.
+        for_terminal: narrow: a row a metric, and intervals below their scores, instead of a row a system.
     """
     metrics = list(comparison.signatures)
     best = {metric: _best(comparison.standings, metric) for metric in metrics}
@@ -28,14 +28,14 @@ def scores_table(comparison: Comparison, *, percent: bool = False, by_metric: bo
         standing = comparison.standings[system][metric]
         mark = MARK if (system, metric) in marked else ""
         within = interval(standing.low, standing.high, percent=percent)
-        text = f"{number(standing.score, percent=percent)}{mark} {within}".rstrip()
+        text = f"{number(standing.score, percent=percent)}{mark}\n{within}".rstrip()
         return Cell(text, bold=standing.score is not None and standing.score == best[metric])
 
     seeds = {
         system: f"{system} ({count} seeds)" if count > 1 else system for system, count in comparison.systems.items()
     }
     rows: list[list[Cell | str]]
-    if by_metric:
+    if for_terminal:
         rows = [[metric, *(cell(system, metric) for system in seeds)] for metric in metrics]
         return Table(header=["metric", *seeds.values()], rows=rows)
     rows = [[shown, *(cell(system, metric) for metric in metrics)] for system, shown in seeds.items()]
@@ -50,14 +50,13 @@ def differences_table(comparison: Comparison, *, percent: bool = False, notes: S
         return [
             each.metric,
             f"{each.system} - {each.baseline}",
-            f"{number(each.difference, percent=percent, signed=True)} {within}",
-            f"{each.p:.4f}",
+            f"{number(each.difference, percent=percent, signed=True)}\n{within}",
             Cell(f"{each.p_holm:.4f}{MARK if each.significant else ''}", bold=each.significant),
             number(each.detectable, percent=percent),
             f"{each.wins} / {each.ties} / {each.losses}",
         ]
 
-    header = ["metric", "systems", "difference", "p", "p (Holm)", "detectable", "win / tie / loss"]
+    header = ["metric", "systems", "difference", "p (Holm)", "detectable", "win / tie / loss"]
     return Table(header=header, rows=[row(each) for each in comparison.differences], words=2, notes=notes)
 
 

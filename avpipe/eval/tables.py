@@ -28,7 +28,8 @@ _LATEX = {
     "×": r"$\times$",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
-_MARKDOWN = re.compile(r"([\\`*_\[\]<>|~])")
+# What Markdown would read as more than a letter; an underscore is one inside a word.
+_MARKDOWN = re.compile(r"([\\`*~]|<(?=[\w/!])|(?<!\w)_|_(?!\w)|(?<=\])\()")
 _NEGATIVE = re.compile(r"(?<![\w.-])-(?=\d)")
 
 
@@ -37,7 +38,7 @@ class Cell:
     """One cell.
 
     Attributes:
-        text: what stands in it, in plain letters.
+        text: what stands in it, in plain letters; a line break is one in the terminal, and elsewhere a space.
         bold: the best of its column.
     """
 
@@ -94,7 +95,7 @@ class Table:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(self.header)
-        writer.writerows([cell.text for cell in row] for row in self._cells())
+        writer.writerows([" ".join(cell.text.split()) for cell in row] for row in self._cells())
         return text.getvalue()
 
     def __rich__(self) -> RichTable:
@@ -139,7 +140,7 @@ def _style(cell: Cell) -> str:
 
 
 def _markdown(cell: Cell) -> str:
-    text = _escaped(" ".join(cell.text.split()))
+    text = _escaped(" ".join(cell.text.split())).replace("|", "\\|")
     return f"**{text}**" if cell.bold and text else text
 
 
