@@ -166,7 +166,7 @@ def compare(
         all_pairs: compare every system with every other one instead.
         test: see :mod:`avpipe.eval.statistics`. Intervals are of the bootstrap in either case.
         resamples: how many.
-        seed: of the random numbers; the same gives the same digits, in whatever order the systems come.
+        seed: of the random numbers; the same gives the same digits, in whatever order systems and clips come.
         alpha: level of the tests.
 
     Raises:
@@ -184,7 +184,7 @@ def compare(
     first = next(iter(reports.values()))[0]
     pairs = pairs_of(list(reports), baseline=baseline, all_pairs=all_pairs)
     reasons = {name: reason for several in reports.values() for one in several for name, reason in one.reasons.items()}
-    samples = {name: samples_of(several, list(first.per_clip)) for name, several in reports.items()}
+    samples = {name: samples_of(several, sorted(first.per_clip)) for name, several in reports.items()}
     modules = [module for module in find_metrics(first.scores) if all(module in found for found in samples.values())]
     drawn_in = sorted(samples)  # so that the order of the systems changes no digit
     drawn = bootstrap_metrics(
@@ -378,7 +378,7 @@ def intervals(
 
     if report.scored < 2:
         raise ScoringError("intervals: expected at least two clips, got one: nothing can be said of others by it")
-    samples = samples_of([report], list(report.per_clip))
+    samples = samples_of([report], sorted(report.per_clip))
     if not samples:
         return {}
     drawn = bootstrap_metrics([[sample] for sample in samples.values()], resamples=resamples, seed=seed)

@@ -49,14 +49,15 @@ def differences_table(comparison: Comparison, *, percent: bool = False, notes: S
         within = interval(each.low, each.high, percent=percent, signed=True)
         return [
             each.metric,
-            f"{each.system} - {each.baseline}",
+            each.system if comparison.baseline else f"{each.system} - {each.baseline}",
             f"{number(each.difference, percent=percent, signed=True)}\n{within}",
             Cell(f"{each.p_holm:.4f}{MARK if each.significant else ''}", bold=each.significant),
             number(each.detectable, percent=percent),
-            f"{each.wins} / {each.ties} / {each.losses}",
+            f"{each.wins}/{each.ties}/{each.losses}",
         ]
 
-    header = ["metric", "systems", "difference", "p (Holm)", "detectable", "win / tie / loss"]
+    systems = f"system - {comparison.baseline}" if comparison.baseline else "systems"
+    header = ["metric", systems, "difference", "p (Holm)", "detectable", "win/tie/loss"]
     return Table(header=header, rows=[row(each) for each in comparison.differences], words=2, notes=notes)
 
 

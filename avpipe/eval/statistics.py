@@ -144,11 +144,12 @@ def bootstrap_metrics(
 ) -> list[list[Draws]]:
     """:func:`bootstrap` of several metrics, with the same clips drawn for all: one matrix product."""
     samples = [system for systems in metrics for system in systems]
+    clips = _clips(samples)
     checkpoints = [(sample.score, values) for sample in samples for values in sample.values]
     columns = np.concatenate([values for _, values in checkpoints], axis=1)
     ends = np.cumsum([values.shape[1] for _, values in checkpoints])[:-1]
     blocks: list[list[Floats]] = [[] for _ in checkpoints]
-    for counts in _drawn_clips(_clips(samples), resamples, seed):
+    for counts in _drawn_clips(clips, resamples, seed):
         for scores, (score, _), sums in zip(blocks, checkpoints, np.split(counts @ columns, ends, axis=1), strict=True):
             scores.append(score(sums))
     whole = map(np.concatenate, blocks)
@@ -259,10 +260,11 @@ def randomisation(pairs: Sequence[tuple[Sample, Sample]], *, resamples: int = 10
     samples = [sample for pair in pairs for sample in pair]
     if any(sample.seeds != 1 for sample in samples):
         raise ValueError(f"expected one seed a system, got {[sample.seeds for sample in samples]}")
+    clips = _clips(samples)
     changes = np.concatenate([other.values[0] - system.values[0] for system, other in pairs], axis=1)
     ends = np.cumsum([system.values.shape[2] for system, _ in pairs])[:-1]
     as_far: list[Floats] = [np.ones(1) for _ in pairs]  # what was observed is one of them
-    for swapped in _swapped(_clips(samples), resamples, seed):
+    for swapped in _swapped(clips, resamples, seed):
         moved = np.split(swapped @ changes, ends, axis=1)
         for index, (system, other) in enumerate(pairs):
             own = system.score(system.values[0].sum(axis=0) + moved[index])

@@ -78,7 +78,7 @@ class Table:
             ["---" if self._is_word(index) else "---:" for index in range(len(self.header))],
             *([_markdown(cell) for cell in row] for row in self._cells()),
         ]
-        notes = "".join(f"\n{_escaped(note)}\n" for note in self.notes)
+        notes = "".join(f"\n{_escaped(' '.join(note.split()))}\n" for note in self.notes)
         return "".join(f"| {' | '.join(line)} |\n" for line in lines) + notes
 
     def latex(self) -> str:
@@ -105,7 +105,8 @@ class Table:
 
         grid = RichTable()
         for index, title in enumerate(self.header):
-            grid.add_column(Text(title), justify="left" if self._is_word(index) else "right")
+            is_word = self._is_word(index)
+            grid.add_column(Text(title), justify="left" if is_word else "right", no_wrap=not is_word)
         for row in self._cells():
             grid.add_row(*(Text(cell.text, style=_style(cell)) for cell in row))
         return grid
