@@ -14,7 +14,6 @@ from avpipe.api.scoring import captions_of, note_look
 from avpipe.pipeline.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
-    from avpipe.eval import ScoreReport
     from avpipe.eval.comparison import Comparison, Example, Test
     from avpipe.eval.coverage import Missing
     from avpipe.pipeline.workspace import Workspace
@@ -78,6 +77,7 @@ def compare(
     from avpipe.eval import DEFAULT, Scorer
     from avpipe.eval import comparison as compared
     from avpipe.eval.coco import read_references, read_results
+    from avpipe.eval.coverage import ReferenceSet, cover
     from avpipe.eval.metric import find_metrics
     from avpipe.pipeline.clip import SPLITS
 
@@ -96,19 +96,20 @@ def compare(
         against, name = read_references(references), references.stem
     else:
         against, name = _references_of(workspace, runs, split), split
+    captions: dict[str | Path, dict[str, str]] = {
+        source: read_results(source) for sources in found.values() for source in sources if isinstance(source, Path)
+    }
+    for run in runs:
+        said = captions_of(workspace, run, split)
+        if split == "test":
+            note_look(workspace.run(run), f"compare {split} of {run}")
+        # Clips without a reference are captioned, too.
+        captions[run] = {key: text for key, text in said.items() if key in against} if references is None else said
+    reference_set = ReferenceSet.of(against)
+    for several in captions.values():
+        cover(several, reference_set, missing)  # all are whole before the first is scored, which may take minutes
     scorer = Scorer(against, metrics=metrics or DEFAULT, missing=missing, split=name)
-    reports: dict[str, list[ScoreReport]] = {system: [] for system in found}
-    for system, sources in found.items():
-        for source in sources:
-            if isinstance(source, Path):
-                reports[system].append(scorer.score(read_results(source)))
-                continue
-            captions = captions_of(workspace, source, split)
-            if split == "test":
-                note_look(workspace.run(source), f"compare {split} of {source}")
-            if references is None:  # clips without a reference are captioned, too
-                captions = {clip_id: text for clip_id, text in captions.items() if clip_id in against}
-            reports[system].append(scorer.score(captions))
+    reports = {system: [scorer.score(captions[source]) for source in sources] for system, sources in found.items()}
     result = compared.compare(
         reports,
         baseline=baseline, all_pairs=all_pairs, test=test, resamples=resamples, seed=seed, alpha=alpha,
