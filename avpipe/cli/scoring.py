@@ -67,8 +67,9 @@ def score(
     if as_json:
         typer.echo(json.dumps(report.to_json() | ({"intervals": found} if found is not None else {})))
     elif form is not None:
-        notes = footnotes(report)
-        typer.echo(table(report, percent=percent, intervals=found, notes=notes).render(form), nl=False)
+        is_csv = form == "csv"
+        shown = table(report, percent=percent, intervals=found, exact=is_csv, notes=footnotes(report))
+        typer.echo(shown.render(form), nl=False)
     else:
         out.print(f"[bold]{escape(str(run or predictions))}[/]")
         out.print(table(report, percent=percent, intervals=found), soft_wrap=False)

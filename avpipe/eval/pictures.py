@@ -5,7 +5,7 @@ The same numbers give the same file, byte for byte, with one version of matplotl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -77,7 +77,7 @@ def interval_plot(
                 standing = by_metric[name]
                 if standing.score is None:
                     continue
-                score, low, high = _scaled((standing.score, standing.low, standing.high), percent)
+                score, low, high = _scaled(standing.score, standing.low, standing.high, percent)
                 colour = _COLOURS[row % len(_COLOURS)]
                 panel.errorbar(score, row, xerr=[[score - low], [high - score]], fmt="o", color=colour, capsize=3)
             panel.set_title(name)
@@ -123,7 +123,7 @@ def slice_bars(
                 (place, by_system[system]) for place, by_system in enumerate(slices.values()) if system in by_system
             ]
             places = [place + (index - (len(systems) - 1) / 2) * width for place, _ in bars]
-            scaled = [_scaled(bar[:3], percent) for _, bar in bars]
+            scaled = [_scaled(*bar[:3], percent) for _, bar in bars]
             colour = _COLOURS[index % len(_COLOURS)]
             panel.bar(places, [score for score, _, _ in scaled], width, color=colour, label=_short(system))
             for place, (score, low, high) in zip(places, scaled, strict=True):
@@ -153,10 +153,8 @@ def _drawn(path: Path, inches: tuple[float, float]) -> Iterator[Figure]:
             figure.savefig(aside, format=form[1:], metadata=dict(_METADATA[form]))
 
 
-def _scaled(values: Sequence[float | None], percent: bool) -> tuple[float, float, float]:
+def _scaled(score: float, low: float | None, high: float | None, percent: bool) -> tuple[float, float, float]:
     """Score and both ends; without an interval, both are the score."""
-    score, low, high = values
-    assert score is not None
     times = 100 if percent else 1
     return times * score, times * (score if low is None else low), times * (score if high is None else high)
 

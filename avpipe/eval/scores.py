@@ -161,6 +161,7 @@ def table(
     *,
     percent: bool = False,
     intervals: Mapping[str, tuple[float, float]] | None = None,
+    exact: bool = False,
     notes: Sequence[str] = (),
 ) -> Table:
     """The scores as a table; :func:`footnotes` belong below it, or among its notes.
@@ -169,10 +170,16 @@ def table(
         report: what to show.
         percent: times 100, as papers print.
         intervals: of :func:`avpipe.eval.comparison.intervals`; a column more.
+        exact: for programs: all digits, and both ends of an interval in columns of their own.
         notes: lines to stand below.
     """
     from avpipe.eval.tables import Table, interval, number
 
+    if exact:
+        times = 100 if percent else 1
+        values = {name: (score, *(intervals or {}).get(name, (None, None))) for name, score in report.scores.items()}
+        digits = [[name, *("" if x is None else repr(times * x) for x in several)] for name, several in values.items()]
+        return Table(header=["metric", "score", "low", "high"], rows=digits, notes=notes)
     rows = [[name, number(score, percent=percent)] for name, score in report.scores.items()]
     header = ["metric", "x 100" if percent else "score"]
     if intervals is not None:

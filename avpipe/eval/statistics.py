@@ -19,13 +19,13 @@ score is a mean, the clips' scores are what is drawn; of one like BLEU, the coun
       p = (1 + #{|difference after the change| >= |difference|}) / (1 + resamples)
 
 Both are two-sided, and the 1 counts what was observed as one of the resamples, without which p could be 0. Graham,
-Mathur and Baldwin, "Randomized Significance Tests in Machine Translation", WMT 2014, found that the two tests, and both
-ways of the bootstrap, hardly differ in practice.
+Mathur and Baldwin, "Randomized Significance Tests in Machine Translation", WMT 2014, found very little difference in
+how often such tests agree with people.
 
 **Seeds.** With one checkpoint a system, the claim is about these checkpoints on clips like these. With several, trained
 alike but for the seed, it is about the training: another seed would give another checkpoint. Resampling is then
 hierarchical, clips and seeds. Clips are drawn as above. Three or five seeds cannot be drawn from one another: three
-have ten different resamples, whose spread is too small by a third, and the test would cry wolf (measured:
+have ten different resamples, whose variance is too small by a third, and the test would cry wolf (measured:
 benchmarks/significance.py). So seeds are drawn from a normal distribution, whose variance is not known and drawn too
 (a generalised confidence interval of variance components: Tsui and Weerahandi, 1989; Weerahandi, 1993). For a resample,
 with m_s the corpus score of a checkpoint, S its system's number of seeds, nu = sum (S - 1) over the systems, and v that

@@ -207,11 +207,20 @@ def test_wins_and_examples(reports: Mapping[str, ScoreReport]) -> None:
     assert examples(reports, REFERENCES, system="good", baseline="good", metric="CIDEr", count=2) == ()
 
 
-def test_a_metric_where_less_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [direction(name) for name in METRICS] == [1, 1, 1]
-    for word, sign in (("lower", -1), ("neither", 0)):
-        monkeypatch.setattr(load("rouge_l"), "BETTER", word, raising=False)
-        assert direction("rouge_l") == sign
+@pytest.mark.parametrize(("word", "sign", "best"), [("higher", 1, "good"), ("lower", -1, "poor"), ("neither", 0, "")])
+def test_a_metric_may_say_that_less_is_better(
+    reports: Mapping[str, ScoreReport], monkeypatch: pytest.MonkeyPatch, word: str, sign: int, best: str
+) -> None:
+    before = compare(reports, resamples=100)
+    monkeypatch.setattr(load("rouge_l"), "BETTER", word, raising=False)
+    assert direction("rouge_l") == sign
+    found = compare(reports, resamples=100)
+    for one, other in zip(before.differences, found.differences, strict=True):
+        turned = word == "lower" and one.metric == "ROUGE_L"
+        assert (other.wins, other.losses) == ((one.losses, one.wins) if turned else (one.wins, one.losses))
+        assert other.difference == one.difference
+    cells = {row[0]: row[-1] for row in scores_table(found).rows}
+    assert [system for system, cell in cells.items() if cell.bold] == [best] * bool(best)
 
 
 def test_scores_of_the_set_are_shown_and_not_tested(
