@@ -160,10 +160,11 @@ def named_systems(workspace: Workspace, words: Sequence[str]) -> dict[str, list[
 
 def _meant(word: str, runs: Sequence[str]) -> dict[str, list[str | Path]]:
     """The systems of one word. A run's name may hold ``=`` and commas, so the whole word is tried first."""
+    if word in runs:
+        return {word: [word]}
+    if _is_file(word):
+        return {Path(word).stem: [Path(word)]}
     if sources := _sources(word, runs):
-        if len(sources) == 1 and not _is_pattern(word):
-            (source,) = sources
-            return {source.stem if isinstance(source, Path) else source: sources}
         groups: dict[str, list[str | Path]] = {}
         for source in sources:
             groups.setdefault(_SEED.sub("", str(source)), []).append(source)
@@ -185,13 +186,16 @@ def _sources(word: str, runs: Sequence[str]) -> list[str | Path]:
     """The run or the file of that name, or the runs that match."""
     if word in runs:
         return [word]
-    if Path(word).is_file():
+    if _is_file(word):
         return [Path(word)]
-    return [run for run in sorted(runs) if fnmatchcase(run, word)] if _is_pattern(word) else []
+    return [run for run in sorted(runs) if fnmatchcase(run, word)]
 
 
-def _is_pattern(word: str) -> bool:
-    return any(character in word for character in "*?[")
+def _is_file(word: str) -> bool:
+    try:
+        return Path(word).is_file()
+    except OSError:  # too long for a file's name, as several runs may be
+        return False
 
 
 def _unknown(word: str, runs: Sequence[str]) -> UnknownNameError:

@@ -187,9 +187,8 @@ def compare(
     samples = {name: samples_of(several, sorted(first.per_clip)) for name, several in reports.items()}
     modules = [module for module in find_metrics(first.scores) if all(module in found for found in samples.values())]
     drawn_in = sorted(samples)  # so that the order of the systems changes no digit
-    drawn = bootstrap_metrics(
-        [[samples[name][module] for name in drawn_in] for module in modules], resamples=resamples, seed=seed
-    )
+    by_module = [[samples[name][module] for name in drawn_in] for module in modules]
+    drawn = bootstrap_metrics(by_module, resamples=resamples, seed=seed) if modules else []
     draws = {
         module: dict(zip(drawn_in, of_systems, strict=True)) for module, of_systems in zip(modules, drawn, strict=True)
     }

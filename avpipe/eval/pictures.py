@@ -79,7 +79,9 @@ def interval_plot(
                     continue
                 score, low, high = _scaled(standing.score, standing.low, standing.high, percent)
                 colour = _COLOURS[row % len(_COLOURS)]
-                panel.errorbar(score, row, xerr=[[score - low], [high - score]], fmt="o", color=colour, capsize=3)
+                # Drawn about its own middle: nothing says that a percentile interval holds the score.
+                panel.errorbar((low + high) / 2, row, xerr=(high - low) / 2, fmt="none", ecolor=colour, capsize=3)
+                panel.plot(score, row, "o", color=colour)
             panel.set_title(name)
             panel.margins(x=0.12)
             panel.locator_params(axis="x", nbins=3)
@@ -126,9 +128,10 @@ def slice_bars(
             scaled = [_scaled(*bar[:3], percent) for _, bar in bars]
             colour = _COLOURS[index % len(_COLOURS)]
             panel.bar(places, [score for score, _, _ in scaled], width, color=colour, label=_short(system))
-            for place, (score, low, high) in zip(places, scaled, strict=True):
+            for place, (_, low, high) in zip(places, scaled, strict=True):
                 if low < high:
-                    panel.errorbar(place, score, yerr=[[score - low], [high - score]], color="#444444", capsize=2)
+                    middle, half = (low + high) / 2, (high - low) / 2
+                    panel.errorbar(place, middle, yerr=half, fmt="none", ecolor="#444444", capsize=2)
         panel.set_xlim(-0.5, len(slices) - 0.5)
         panel.set_xticks(range(len(slices)), [f"{_short(name)}\n{_clips(bars)}" for name, bars in slices.items()])
         panel.set_ylabel(f"{metric}{' x 100' if percent else ''}")
@@ -141,11 +144,13 @@ def slice_bars(
 @contextmanager
 def _drawn(path: Path, inches: tuple[float, float]) -> Iterator[Figure]:
     """A figure to draw on, which is then written. pyplot is not used: nothing is left behind in it."""
-    from matplotlib import rc_context
+    from matplotlib import rc_context, rcdefaults, rcParams
     from matplotlib.figure import Figure
 
     style: Any = {"svg.hashsalt": "avpipe", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-    with rc_context(style):
+    with rc_context():
+        rcdefaults()  # whatever a user's matplotlibrc says
+        rcParams.update(style)
         figure = Figure(figsize=inches, layout="constrained", dpi=150)
         yield figure
         with atomic_write(path) as aside:

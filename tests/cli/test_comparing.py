@@ -200,6 +200,7 @@ def test_which_runs_are_meant(trained: Workspace, tmp_path: Path, monkeypatch: p
         (["plian"], UnknownNameError, r"unknown run 'plian' \(did you mean 'plain'\?\)"),
         (["x="], UnknownNameError, "unknown run 'x='"),
         (["x=plain,"], UnknownNameError, "unknown run ''"),
+        ([f"x={','.join(['plain'] * 99)}"], UsageError, "once, got more of plain"),  # too long for a file's name
         (["x=toys-*-seed7"], UnknownNameError, r"unknown run 'toys-\*-seed7'"),
         (["plain", "toys-*", "plain=toys-concat-seed0"], UsageError, "two systems are called 'plain'"),
         (["a=plain", "b=plain"], UsageError, "expected each run and file once, got more of plain"),

@@ -250,6 +250,15 @@ def test_a_score_that_one_system_lacks_is_not_tested(reports: Mapping[str, Score
     assert "no ROUGE_L: no Java" in footnotes(found)
 
 
+def test_systems_without_any_score_are_told_apart_from_equal_ones(no_java: None) -> None:
+    scorer = Scorer(TOY_REFERENCES, metrics=["meteor"])
+    found = compare({name: scorer.score(TOY_CANDIDATES) for name in ("x", "y")}, resamples=100)
+    assert found.differences == ()
+    assert found.standings["x"]["METEOR"].score is None
+    assert "no usable Java" in found.reasons["METEOR"]
+    assert "none" in scores_table(found).markdown()
+
+
 def test_few_clips_are_mentioned() -> None:
     scorer = Scorer({"a": ["a dog"], "b": ["a cat"]}, metrics=["rouge_l"])
     found = compare({"x": scorer.score({"a": "a dog", "b": "a"}), "y": scorer.score({"a": "a", "b": "a cat"})})
