@@ -102,6 +102,14 @@ def test_one_clip_with_its_note(tools: Tools) -> None:
 # Java in trouble
 
 
+def test_without_java_ordinary_captions_have_all_scores_but_one(no_java: None) -> None:
+    report = score({"a": "a dog", "b": "two cats"}, {"a": ["a dog barks"], "b": ["two cats"]})
+    assert [name for name, value in report.scores.items() if value is None] == ["METEOR"]
+    assert "no usable Java" in report.reasons["METEOR"]
+    assert report.scores["Bleu_1"] == pytest.approx(0.7788, abs=1e-4)  # 4 of 4 words, length 4 for 5
+    assert "|java:none|" in report.signature("CIDEr")
+
+
 def test_without_java_every_score_is_none_with_the_reason_and_a_warning(
     no_java: None, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -117,7 +125,7 @@ def test_without_java_every_score_is_none_with_the_reason_and_a_warning(
 
 
 def test_without_java_strict_scoring_stops(no_java: None) -> None:
-    with pytest.raises(ScoringError, match=r"METEOR.*: no score, the tokeniser cannot run: no usable Java"):
+    with pytest.raises(ScoringError, match=r"METEOR.*: no score, the tokeniser cannot run: 4 of 15 captions.*no usable Java"):
         score(TOY_CANDIDATES, TOY_REFERENCES, strict=True)
 
 
