@@ -12,7 +12,7 @@ from avpipe.eval import ptb
 from avpipe.eval.coverage import Covered, Missing, Predictions, References, ReferenceSet, cover
 from avpipe.eval.evaluation import Evaluation, TokenisedReferences
 from avpipe.eval.java import JavaError
-from avpipe.eval.metric import MetricResult, find_metrics
+from avpipe.eval.metric import MetricResult, find_metrics, version_of
 from avpipe.eval.scores import ScoreReport
 from avpipe.eval.tools import Tools, pycocoevalcap_version
 from avpipe.pipeline.errors import AvpipeError, ScoringError
@@ -110,7 +110,9 @@ class Scorer:
             altered_candidates=covered.altered,
             altered_references=self._references.altered,
             tokeniser=ptb.NAME,
-            metric_versions={name: module.VERSION for module in self._wanted.values() for name in module.NAMES},
+            metric_versions={
+                name: version_of(metric, java) for metric, module in self._wanted.items() for name in module.NAMES
+            },
             java=java.version if java else "",
             versions={"pycocoevalcap": pycocoevalcap_version(), "avpipe": __version__},
             notes=(*_notes(covered, self._references), *ran.notes),
