@@ -18,6 +18,8 @@ or it belongs to the set of captions as a whole, as the size of a vocabulary doe
 One whose scores are not the better the higher they are says so, for tables and for who wins a clip::
 
     BETTER = "lower"        # or "neither"
+
+A metric that runs in Java says ``JAVA = True``; the version of Java then stands in its signature.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from avpipe.eval.evaluation import Evaluation
+    from avpipe.eval.java import Java
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -110,6 +113,19 @@ def is_of_the_set(name: str) -> bool:
 def direction(name: str) -> int:
     """1 where a higher score of a metric is better, -1 where a lower one is, 0 where neither is."""
     return {"higher": 1, "lower": -1, "neither": 0}[getattr(load(name), "BETTER", "higher")]
+
+
+def version_of(name: str, java: Java | None) -> str:
+    """What changes a metric's numbers, for the signature.
+
+    Args:
+        name: of the module.
+        java: that ran.
+    """
+    module = load(name)
+    if not getattr(module, "JAVA", False):
+        return module.VERSION
+    return "|".join(part for part in (module.VERSION, f"java:{java.major if java else 'none'}") if part)
 
 
 def find_metrics(names: Iterable[str]) -> dict[str, Metric]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+import threading
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,29 +18,35 @@ class Tools:
     Args:
         java: use this one; looked for with :func:`avpipe.eval.java.find_java` where not given.
         patience_seconds: how long a child process may show no sign of life before it is killed.
+
+    Attributes:
+        patience_seconds: as given.
+        java_used: the Java that was asked for so far, or ``None``: nothing needed one.
     """
 
     def __init__(self, java: Java | None = None, *, patience_seconds: float = PATIENCE_SECONDS) -> None:
         self._given = java
         self.patience_seconds = patience_seconds
+        self.java_used: Java | None = None
+        self._lock = threading.Lock()
 
-    @cached_property
+    @property
     def java(self) -> Java:
         """The Java to use.
 
         Raises:
             JavaError: there is none.
         """
-        return self._given or find_java()
-
-    @property
-    def java_used(self) -> Java | None:
-        """The Java that was asked for so far, or ``None``: nothing needed one."""
-        return self.__dict__.get("java")
+        with self._lock:  # metrics ask from several threads
+            self.java_used = self.java_used or self._given or find_java()
+            return self.java_used
 
     def __getstate__(self) -> dict[str, Any]:
         # Another machine may have it elsewhere.
-        return {key: value for key, value in self.__dict__.items() if key != "java"}
+        return {key: value for key, value in self.__dict__.items() if key not in ("java_used", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= {**state, "java_used": None, "_lock": threading.Lock()}
 
 
 def pycocoevalcap_file(*parts: str) -> Path:
