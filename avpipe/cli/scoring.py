@@ -52,7 +52,7 @@ def score(
     """Score captions: of a run (they are generated if need be), or of a file of predictions from any model."""
     from avpipe import api
     from avpipe.console import escape, out
-    from avpipe.eval.comparison import intervals
+    from avpipe.eval.comparison import HOW_INTERVALS, intervals
     from avpipe.eval.scores import footnotes, table
 
     if predictions is not None or references is not None:
@@ -64,16 +64,17 @@ def score(
         run = api.choose_run(place, run)
         report = api.score_run(place, run, split, metrics=names(metrics), missing=missing, intersect=intersect)
     found = intervals(report) if with_intervals else None
+    below = [*footnotes(report), *([HOW_INTERVALS] if with_intervals else [])]
     if as_json:
         typer.echo(json.dumps(report.to_json() | ({"intervals": found} if found is not None else {})))
     elif form is not None:
         is_csv = form == "csv"
-        shown = table(report, percent=percent, intervals=found, exact=is_csv, notes=footnotes(report))
+        shown = table(report, percent=percent, intervals=found, exact=is_csv, notes=below)
         typer.echo(shown.render(form), nl=False)
     else:
         out.print(f"[bold]{escape(str(run or predictions))}[/]")
         out.print(table(report, percent=percent, intervals=found), soft_wrap=False)
-        for line in footnotes(report):
+        for line in below:
             out.print(line, markup=False)
     if not report.complete:
         raise typer.Exit(1)

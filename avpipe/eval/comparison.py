@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 Test = Literal["bootstrap", "randomisation"]
 TESTS: Mapping[str, str] = {"bootstrap": "paired bootstrap", "randomisation": "approximate randomisation"}
 RESAMPLES = 10_000
+HOW_INTERVALS = f"intervals hold 95 %: bootstrap of the clips, {RESAMPLES:,} resamples, seed 0"
+"""What is said below intervals that were made without another word."""
 FEW_CLIPS = 50
 """With fewer, percentile intervals are too narrow to be silent about."""
 
@@ -301,12 +303,13 @@ def check_alike(systems: Mapping[str, Sequence[ScoreReport]]) -> None:
     flat = [(name, report) for name, several in systems.items() for report in several]
     first_name, first = flat[0]
     for name, report in flat[1:]:
+        both = [metric for metric in first.scores if None not in (first.scores[metric], report.scores.get(metric))]
         for what, one, other in (
             ("references", first.references_sha256[:8], report.references_sha256[:8]),
             ("scores", ", ".join(first.scores), ", ".join(report.scores)),
             ("what a missing caption means", first.missing_policy, report.missing_policy),
             ("tokeniser", first.tokeniser, report.tokeniser),
-            ("versions of metrics", dict(first.metric_versions), dict(report.metric_versions)),
+            ("versions of metrics", _versions(first, both), _versions(report, both)),
             ("versions of packages", dict(first.versions), dict(report.versions)),
         ):
             if one != other:
@@ -478,6 +481,10 @@ def examples(
         )
         for clip_id in (*better, *worse)
     )
+
+
+def _versions(report: ScoreReport, metrics: Sequence[str]) -> dict[str, str]:
+    return {name: report.metric_versions[name] for name in metrics}
 
 
 def _several(found: ScoreReport | Sequence[ScoreReport]) -> list[ScoreReport]:

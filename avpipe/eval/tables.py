@@ -106,7 +106,8 @@ class Table:
         grid = RichTable()
         for index, title in enumerate(self.header):
             is_word = self._is_word(index)
-            grid.add_column(Text(title), justify="left" if is_word else "right", no_wrap=not is_word)
+            # Folded: nothing is cut off.
+            grid.add_column(Text(title), justify="left" if is_word else "right", no_wrap=not is_word, overflow="fold")
         for row in self._cells():
             grid.add_row(*(Text(cell.text, style=_style(cell)) for cell in row))
         return grid

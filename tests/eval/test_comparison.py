@@ -310,6 +310,10 @@ def test_systems_that_were_not_scored_alike_are_refused(reports: Mapping[str, Sc
         (other, "good and it were not scored alike: references: "),
         (replace(good, missing_policy="empty"), "what a missing caption means: error against empty"),
         (replace(good, tokeniser="none"), "tokeniser: ptb3.4.1 against none"),
+        (
+            replace(good, metric_versions={**good.metric_versions, "CIDEr": "idf:coco"}),
+            "'idf:refs'.* against .*'idf:coco'",
+        ),
         (Scorer(REFERENCES, metrics=["cider"]).score(CAPTIONS["fair"]), "scores: CIDEr, Bleu_1.* against CIDEr"),
     ):
         with pytest.raises(ScoringError, match=message):
