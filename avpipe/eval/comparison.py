@@ -142,7 +142,8 @@ class Comparison:
             return "one checkpoint a system: what is claimed is about these checkpoints, not about another seed's"
         counts = ", ".join(f"{name} {count}" for name, count in self.systems.items())
         alone = [name for name, count in self.systems.items() if count == 1]
-        more = f"; {', '.join(alone)}: one seed, taken to vary as the other systems' do" if alone else ""
+        more = "" if len(set(self.systems.values())) == 1 else "; as many seeds of each system would be safer"
+        more += f"; {', '.join(alone)}: one seed, taken to vary as the other systems' do" if alone else ""
         return f"several seeds ({counts}): what is claimed is about the trainings, whatever the seed{more}"
 
     def to_json(self) -> dict[str, Any]:

@@ -179,7 +179,7 @@ def test_seeds_widen_intervals_and_change_the_claim(reports: Mapping[str, ScoreR
     assert standing.high - standing.low > 1.5 * (high - low)
     assert found.claim == (
         "several seeds (good 2, poor 1): what is claimed is about the trainings, whatever the seed; "
-        "poor: one seed, taken to vary as the other systems' do"
+        "as many seeds of each system would be safer; poor: one seed, taken to vary as the other systems' do"
     )
     assert "60 clips and of seeds, seed 0" in found.method
 
