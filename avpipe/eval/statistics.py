@@ -36,9 +36,9 @@ part of the scores' variance about their system's mean that is due to the choice
 
 Without effects of clips that is Student's t test with nu degrees of freedom; v is taken off because the drawn clips
 bring it in already. Assumed: seeds make scores differ normally, and by as much in every system. So systems may have
-different numbers of seeds, and one that has a single seed is taken to vary as the others do. Where that is not so, equal
-numbers of seeds still keep false alarms at 5 %; with unequal ones they were 9 % where the system with fewer seeds varied
-four times as much, and 3 % the other way round.
+different numbers of seeds, and one that has a single seed is taken to vary as the others do. Where that is not so,
+equal numbers of seeds still keep false alarms at 5 %; with three and five they were 9 % where the system of three
+varied four times as much, and 3 % the other way round (measured there too).
 """
 
 from __future__ import annotations
