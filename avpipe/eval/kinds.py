@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from avpipe.data_manifests.ledger import MEDIA
@@ -92,7 +93,8 @@ def check_names(names: Iterable[str], *, has_manifest: bool = True) -> None:
         UsageError: it stands in a manifest, and there is none.
     """
     for name in names:
-        if name not in KINDS and not name.removeprefix(EXTRA) != name.strip():
+        is_field = name.startswith(EXTRA) and name != EXTRA
+        if name not in KINDS and not is_field:
             raise UnknownNameError("slice", name, KINDS, "Or extra:FIELD, of any field that the manifest has beside.")
         if name != "length" and not has_manifest:
             raise UsageError(
@@ -190,7 +192,7 @@ def _bin(value: float, edges: Sequence[int], unit: str) -> str:
 
 
 def _bins(edges: Sequence[int], unit: str) -> list[str]:
-    between = [f"{low} to {high} {unit}" for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    between = [f"{low} to {high} {unit}" for low, high in pairwise(edges)]
     return [f"under {edges[0]} {unit}", *between, f"{edges[-1]} {unit} and more"]
 
 
@@ -202,11 +204,15 @@ def _fields(facts: Facts, name: str) -> dict[str, str]:
         for clip_id in facts.references
     }
     if all(value is None for value in found.values()):
-        known = sorted({key for clip_id in found if clip_id in facts.clips for key in _paths(facts.clips[clip_id].extra)})
+        known = sorted(
+            {key for clip_id in found if clip_id in facts.clips for key in _paths(facts.clips[clip_id].extra)}
+        )
         raise UnknownNameError("field of the manifest", path, known, "No clip that is scored has it.")
     for clip_id, value in found.items():
         if isinstance(value, list | dict):
-            raise UsageError(f"slices: {name} of {clip_id!r} is {value!r:.60}; expected a single value to tell clips by")
+            raise UsageError(
+                f"slices: {name} of {clip_id!r} is {value!r:.60}; expected a single value to tell clips by"
+            )
     labels = {clip_id: UNKNOWN if value is None else _text(value) for clip_id, value in found.items()}
     if (values := len(set(labels.values()))) > MOST:
         raise UsageError(

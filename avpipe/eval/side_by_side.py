@@ -79,7 +79,8 @@ class SideBySide:
 
 
 def table(side_by_side: SideBySide, *, percent: bool = False) -> Table:
-    """The scores as a table for the terminal, one row a report; :func:`notes_below` belong below it.
+    """The scores as a table for the terminal, one row a report, each difference below its score; :func:`notes_below`
+    belong below the table.
 
     Args:
         side_by_side: what to show.
@@ -95,9 +96,9 @@ def table(side_by_side: SideBySide, *, percent: bool = False) -> Table:
     for label, report in side_by_side.reports.items():
         cells = []
         for name, score in report.scores.items():
-            difference = side_by_side.difference(label, name)
-            beside = "" if report is side_by_side.first or difference is None else f" ({scale * difference:+.{digits}f})"
-            cells.append("none" if score is None else f"{scale * score:.{digits}f}{beside}")
+            difference = None if report is side_by_side.first else side_by_side.difference(label, name)
+            below = "" if difference is None else f"\n{scale * difference:+.{digits}f}"
+            cells.append("none" if score is None else f"{scale * score:.{digits}f}{below}")
         grid.add_row(label, *cells)
     return grid
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avpipe.eval.kinds import Partition
+from avpipe.eval.kinds import EXTRA, Partition
 from avpipe.eval.metric import aggregate, find_metrics, is_of_the_set
 from avpipe.eval.scores import ScoreReport
 from avpipe.pipeline.files import atomic_write, write_json
@@ -182,7 +182,7 @@ def table(sliced: SlicedScores, *, percent: bool = False) -> Table:
     for name, parts in sliced.slices.items():
         grid.add_section()
         for label, part in parts.items():
-            add(f"{name}: {label}", part)
+            add(f"{name.removeprefix(EXTRA)}: {label}", part)
     return grid
 
 
