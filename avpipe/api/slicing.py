@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avpipe.api.places import choose_dataset
+from avpipe.pipeline.errors import UnknownNameError
 from avpipe.pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -33,13 +34,16 @@ def partitions_of_run(workspace: Workspace, run: str, split: str, names: Sequenc
     """
     from avpipe.data_manifests import manifest
     from avpipe.eval.kinds import check_names, partition
+    from avpipe.pipeline.clip import SPLITS
     from avpipe.train import checkpoint
 
     check_names(names)
+    if split not in SPLITS:
+        raise UnknownNameError("split", split, SPLITS)
     dataset = checkpoint.read(workspace.run(run) / "checkpoints" / "best")[0].dataset
     clips = [clip for clip in manifest.read(workspace.manifest(dataset), splits=[split]).clips if clip.captions]
     facts = _facts(workspace, dataset, {clip.clip_id: clip.captions for clip in clips}, clips, names)
-    return tuple(partition(name, facts) for name in names)
+    return tuple(partition(name, facts) for name in dict.fromkeys(names))
 
 
 def partitions_of_files(
@@ -65,11 +69,11 @@ def partitions_of_files(
     check_names(names, has_manifest=dataset is not None)
     given = read_references(references)
     if workspace is None or dataset is None:
-        return tuple(partition(name, Facts(references=given)) for name in names)
+        return tuple(partition(name, Facts(references=given)) for name in dict.fromkeys(names))
     choose_dataset(workspace, dataset)
     clips = [clip for clip in manifest.read(workspace.manifest(dataset)).clips if clip.clip_id in given]
     facts = _facts(workspace, dataset, given, clips, names)
-    return tuple(partition(name, facts) for name in names)
+    return tuple(partition(name, facts) for name in dict.fromkeys(names))
 
 
 def slice_run(

@@ -78,6 +78,8 @@ def score(
             raise UsageError(
                 "--drop, --shuffle and --senses caption anew, which takes a run: got a file of predictions"
             )
+        if dataset and not slices:
+            raise UsageError(f"--dataset {dataset} says whose clips they are for --slices, which was not given")
         place = api.open_workspace(workspace) if dataset else None
         parts = api.partitions_of_files(references, names(slices), place, dataset) if slices and references else ()
         report = api.score_files(predictions, references, metrics=names(metrics), missing=missing, intersect=intersect)

@@ -7,6 +7,7 @@ clip is of kind ``unknown``, and the notes say how to find out.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -234,13 +235,13 @@ def _paths(extra: Mapping[str, Any]) -> Iterable[str]:
     for key, value in extra.items():
         if isinstance(value, Mapping):
             yield from (f"{key}.{path}" for path in _paths(value))
-        else:
+        elif value is not None and not isinstance(value, list):
             yield key
 
 
 def _text(value: Any) -> str:
     """As JSON writes it, but for strings."""
-    return value if isinstance(value, str) else {True: "true", False: "false"}.get(value, str(value))
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _chain(groups: Iterable[Iterable[str]]) -> Iterable[str]:

@@ -87,6 +87,7 @@ def table(side_by_side: SideBySide, *, percent: bool = False) -> Table:
         percent: times 100, as papers print.
     """
     from rich.table import Table
+    from rich.text import Text
 
     scale, digits = (100, 2) if percent else (1, 4)
     grid = Table()
@@ -99,7 +100,7 @@ def table(side_by_side: SideBySide, *, percent: bool = False) -> Table:
             difference = None if report is side_by_side.first else side_by_side.difference(label, name)
             below = "" if difference is None else f"\n{scale * difference:+.{digits}f}"
             cells.append("none" if score is None else f"{scale * score:.{digits}f}{below}")
-        grid.add_row(label, *cells)
+        grid.add_row(Text(label), *cells)
     return grid
 
 

@@ -108,11 +108,11 @@ class SlicedScores:
             known = {clip_id for ids in each.groups.values() for clip_id in ids}
             if lost := report.per_clip.keys() - known:
                 raise ValueError(f"{each.name}: expected every scored clip in a group, got none for {min(lost)!r}")
-        return cls(
-            whole=report,
-            slices={each.name: slice_scores(report, each.groups) for each in partitions},
-            notes=(*_notes(report), *(note for each in partitions for note in each.notes)),
-        )
+        slices = {each.name: slice_scores(report, each.groups) for each in partitions}
+        few = any(is_few(part) for parts in slices.values() for part in parts.values())
+        notes = [f"few: under {FEW} clips"] if few else []
+        notes += [*_notes(report), *(note for each in partitions for note in each.notes)]
+        return cls(whole=report, slices=slices, notes=tuple(notes))
 
     def to_json(self) -> dict[str, Any]:
         """As JSON-ready values, by partition and slice."""
@@ -194,7 +194,7 @@ def _shown(score: float | None, *, percent: bool) -> str:
 
 def _notes(report: ScoreReport) -> list[str]:
     """What is not the same in a slice as it is in the whole."""
-    notes = [f"few: under {FEW} clips"]
+    notes = []
     with_idf = [name for name, version in report.metric_versions.items() if "idf:" in version]
     if with_idf:
         notes.append(f"{', '.join(with_idf)}: words weigh in each slice what they weigh in the whole reference set")
