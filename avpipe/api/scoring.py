@@ -207,9 +207,10 @@ def _score_each(
     reports = []
     for senses, made in zip(several, captions, strict=True):
         report = scorer.score({clip_id: text for clip_id, text in made.items() if clip_id in references})
-        report = replace(_noting(report, subset), senses=senses.signature)
-        if looks:
-            report = replace(report, notes=(*report.notes, f"look number {looks} at test of run {run!r} ({LOG})"))
+        report = _noting(report, subset)
+        counted = (f"look number {looks} at test of run {run!r} ({LOG})",) if looks else ()
+        notes = (*report.notes, *senses.notes(loaded.specs), *counted)
+        report = replace(report, senses=senses.signature, notes=notes)
         report.write(folder / "scores", senses.name_of(name))
         reports.append(report)
     return reports

@@ -155,6 +155,20 @@ class Senses:
                 f"--shuffle {self.dropped[0]} gives it what another clip has"
             )
 
+    def notes(self, specs: Mapping[str, FeatureSpec]) -> tuple[str, ...]:
+        """What a reader of the scores might overlook: text that was heard is no audio.
+
+        Args:
+            specs: of the feature sets that the captioner reads, by name.
+        """
+        touched = sets_of(specs, (*self.dropped, *self.shuffled))
+        text = [name for name, spec in specs.items() if spec.modality == "text" and name not in touched]
+        if not (touched and text):
+            return ()
+        return (
+            f"{', '.join(text)} is as it was: what was heard or seen and written down is left, unless text is named",
+        )
+
     def of(
         self,
         sources: Mapping[str, FeatureSource],

@@ -42,7 +42,7 @@ def _one_thread() -> Iterator[None]:
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Two runs: ``both`` has learned what is to be seen and heard, ``eyes`` has no ears. Not to be written to."""
     made = toys.workspace(tmp_path_factory.mktemp("senses") / "workspace", test=12)
-    more = {"train.epochs": 30, "train.lr": 4e-3, "train.validate_every": 1000}
+    more = {"train.epochs": 24, "train.lr": 4e-3, "train.validate_every": 1000}
     overrides = [f"{key}={json.dumps(value)}" for key, value in {**toys.SETTINGS, **more}.items()]
     api.train(made, dataset="toy", name="both", overrides=overrides)
     api.train(made, dataset="toy", name="eyes", overrides=[*overrides, "train.epochs=1"], features=["eyes"])

@@ -167,6 +167,16 @@ def test_what_cannot_be_done_is_told(senses: Senses, error: type[Exception], mes
         senses.check(specs(sources(ears=CLIPS)), "run 'x'")
 
 
+def test_text_that_stays_is_mentioned() -> None:
+    known = {**specs(sources(ears=CLIPS)), "words": FeatureSpec(name="words", encoder="toy", modality="text", dim=1)}
+    (note,) = Senses(dropped=("audio",)).notes(known)
+    assert note.startswith("words is as it was")
+    assert Senses(dropped=("audio", "text")).notes(known) == ()
+    assert Senses(shuffled=("words",)).notes(known) == ()
+    assert WHOLE.notes(known) == ()
+    assert Senses(dropped=("audio",)).notes(specs(sources(ears=CLIPS))) == ()
+
+
 def test_every_sense_in_turn() -> None:
     found = every_sense(specs(sources(ears=CLIPS)), "run 'x'", seed=4)
     assert [senses.label for senses in found] == [
