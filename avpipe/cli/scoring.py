@@ -106,7 +106,10 @@ def score(
         )
         sliced = api.slice_run(place, run, report, parts, made) if slices else None
     if as_json:
-        typer.echo(json.dumps({**report.to_json(), **({"slices": sliced.to_json()["slices"]} if sliced else {})}))
+        values = report.to_json()
+        if sliced:
+            values |= {"slices": sliced.to_json()["slices"], "notes": [*report.notes, *sliced.notes]}
+        typer.echo(json.dumps(values))
     else:
         out.print(f"[bold]{escape(str(run or predictions))}[/]")
         out.print(sliced_table(sliced, percent=percent) if sliced else table(report, percent=percent), soft_wrap=False)

@@ -109,7 +109,7 @@ def partition(name: str, facts: Facts) -> Partition:
 
     Raises:
         UnknownNameError: there is no such kind, or no clip has that field.
-        UsageError: no clip has a category; a field holds a list, or a value of its own for every clip.
+        UsageError: a field holds lists, or too many values to tell clips apart by.
         DataError: the manifest holds none of the clips.
     """
     check_names([name], has_manifest=bool(facts.clips))

@@ -42,7 +42,7 @@ def _one_thread() -> Iterator[None]:
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Two runs: ``both`` has learned what is to be seen and heard, ``eyes`` has no ears. Not to be written to."""
     made = toys.workspace(tmp_path_factory.mktemp("senses") / "workspace", test=12)
-    more = {"train.epochs": 24, "train.lr": 4e-3, "train.validate_every": 1000}
+    more = {"train.epochs": 40, "train.lr": 3e-3, "train.validate_every": 1000}
     overrides = [f"{key}={json.dumps(value)}" for key, value in {**toys.SETTINGS, **more}.items()]
     api.train(made, dataset="toy", name="both", overrides=overrides)
     api.train(made, dataset="toy", name="eyes", overrides=[*overrides, "train.epochs=1"], features=["eyes"])
@@ -234,6 +234,7 @@ def test_scores_by_kind_of_clip(avpipe: Avpipe, used: Workspace) -> None:
         assert mean == pytest.approx(report["scores"]["CIDEr"])
     written = json.loads((used.run("both") / "scores" / "test.slices.json").read_text(encoding="utf-8"))
     assert written["slices"] == report["slices"]
+    assert report["notes"] == ["look number 1 at test of run 'both' (test_access.log)", *written["notes"]]
     assert (used.run("both") / "scores" / "test.slices.csv").exists()
     assert len(looks(used)) == 1
     said = avpipe("score", "--run", "both", *CIDER, "--slices", slices, "-w", used.root)
