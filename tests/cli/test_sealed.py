@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
+import fcntl
 import gzip
 import json
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,18 @@ def test_what_a_killed_process_left_is_kept_and_counts(tmp_path: Path) -> None:
 def test_a_log_that_cannot_be_written_is_no_look(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"cannot write .*gone/test_access\.log"):
         note_look(tmp_path / "gone", "score test")
+
+
+def test_who_counts_waits_for_who_writes(tmp_path: Path) -> None:
+    with (tmp_path / "test_access.log").open("a", encoding="utf-8") as other, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        look = pool.submit(note_look, tmp_path, "score test")
+        wait([look], timeout=0.3)
+        assert not look.done()
+        other.write("a line of another process\n")
+        other.flush()
+        fcntl.flock(other, fcntl.LOCK_UN)
+        assert look.result() == 2
 
 
 def test_many_at_once_lose_no_line(tmp_path: Path) -> None:

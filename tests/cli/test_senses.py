@@ -258,7 +258,10 @@ def test_slices_within_a_list_of_ids(avpipe: Avpipe, used: Workspace, tmp_path: 
     report = said_of(avpipe("score", "--run", "both", *options))
     assert report["slices"]["length"]["5 to 8 words"]["n"] == report["scored"] == 5
     assert (used.run("both") / "scores" / "test-within-few.slices.csv").exists()
-    assert report["notes"][-1] == "look number 1 at test of run 'both' (test_access.log)"
+    assert report["notes"][:2] == [
+        "5 of the 5 ids in few.txt are clips here",
+        "look number 1 at test of run 'both' (test_access.log)",
+    ]
 
 
 def test_slices_of_files(avpipe: Avpipe, used: Workspace, tmp_path: Path) -> None:
