@@ -8,10 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from avpipe.data_manifests.probe import AudioFacts, Probe, VideoFacts
+from avpipe.data_manifests.published import facts as told_by
 from avpipe.eval.kinds import KINDS, SECONDS, WORDS, Facts, Partition, check_names, partition
 from avpipe.pipeline.clip import Clip
 from avpipe.pipeline.errors import DataError, UnknownNameError, UsageError
 from avpipe.pipeline.features import Outcome, Segment, Segments
+
+VIDEO = VideoFacts(codec="h264", width=64, height=48, frames_per_second=25.0)
+AUDIO = AudioFacts(codec="aac", sample_rate=48000, channels=1)
 
 
 def clip(clip_id: str, *, stop: float | None = None, **extra: Any) -> Clip:
@@ -49,6 +54,20 @@ def said(text: str, score: float | None = None, **flags: Any) -> Segments:
 )
 def test_sound_as_the_probe_saw_it(media: dict[str, Any], label: str) -> None:
     assert label_of("audio", facts(clip("a", media=media))) == {"a": label}
+
+
+@pytest.mark.parametrize(
+    ("probe", "audio", "duration"),
+    [
+        (Probe(duration_seconds=7.5, video=VIDEO, audio=AUDIO, is_silent=False), "audible", "5 to 10 s"),
+        (Probe(duration_seconds=7.5, video=VIDEO, audio=AUDIO, is_silent=True), "silent", "5 to 10 s"),
+        (Probe(duration_seconds=7.5, video=VIDEO), "no audio", "5 to 10 s"),
+        (Probe(error_type="open", error_message="no video"), "unknown", "unknown"),
+    ],
+)
+def test_kinds_are_read_where_prepare_writes_them(probe: Probe, audio: str, duration: str) -> None:
+    known = facts(clip("a", media=told_by(probe, 0.0, None)))
+    assert (label_of("audio", known), label_of("duration", known)) == ({"a": audio}, {"a": duration})
 
 
 def test_sound_as_the_encoders_met_it() -> None:
