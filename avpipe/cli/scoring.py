@@ -70,6 +70,9 @@ def score(
     from avpipe.eval.slices import table as sliced_table
     from avpipe.pipeline.senses import Senses
 
+    for option, text in (("--slices", slices), ("--drop", drop), ("--shuffle", shuffle)):
+        if text is not None and not names(text):
+            raise UsageError(f"{option}: expected names, several by comma, got {text!r}")
     sliced: SlicedScores | None = None
     if predictions is not None or references is not None:
         if run is not None:

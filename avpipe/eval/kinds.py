@@ -125,11 +125,9 @@ def partition(name: str, facts: Facts) -> Partition:
     else:
         labels = _fields(facts, name)
         shown, advice = [label for label, _ in Counter(labels.values()).most_common()], "the manifest does not say it"
-    groups = {
-        label: tuple(clip_id for clip_id, own in labels.items() if own == label)
-        for label in (*(label for label in shown if label != UNKNOWN), UNKNOWN)
-    }
-    groups = {label: clip_ids for label, clip_ids in groups.items() if clip_ids}
+    in_order = [*(label for label in shown if label != UNKNOWN), UNKNOWN]
+    found = {label: tuple(clip_id for clip_id, own in labels.items() if own == label) for label in in_order}
+    groups = {label: clip_ids for label, clip_ids in found.items() if clip_ids}
     notes = []
     if name == "length":
         notes.append("length: the mean number of words of a clip's references, counted between blanks")

@@ -43,11 +43,11 @@ def part_of(report: ScoreReport, clip_ids: Collection[str]) -> ScoreReport:
     """
     import numpy as np
 
-    chosen = [clip_id for clip_id in report.per_clip if clip_id in frozenset(clip_ids)]
+    wanted = frozenset(clip_ids)
+    chosen = [clip_id for clip_id in report.per_clip if clip_id in wanted]
     if not chosen:
         raise ValueError("slice: expected at least one clip of the report, got none")
-    place = {clip_id: row for row, clip_id in enumerate(report.per_clip)}
-    rows = np.array([place[clip_id] for clip_id in chosen])
+    rows = np.array([row for row, clip_id in enumerate(report.per_clip) if clip_id in wanted])
     statistics = {module: values[rows] for module, values in report.statistics.items()}
     scores: dict[str, float | None] = {}
     reasons = dict(report.reasons)
@@ -69,7 +69,7 @@ def part_of(report: ScoreReport, clip_ids: Collection[str]) -> ScoreReport:
         statistics=statistics,
         captions={clip_id: report.captions[clip_id] for clip_id in chosen},
         scored=len(chosen),
-        missing=tuple(clip_id for clip_id in report.missing if clip_id in place and clip_id in frozenset(chosen)),
+        missing=tuple(clip_id for clip_id in report.missing if clip_id in wanted and clip_id in report.per_clip),
     )
 
 

@@ -159,6 +159,7 @@ def test_captions_are_made_once_for_each_checkpoint(avpipe: Avpipe, used: Worksp
         ("--run both --drop audio,video", "run 'both' reads nothing but"),
         ("--run both --drop text", "unknown modality or feature set 'text'; known: audio, ears, eyes, video."),
         ("--run both --shuffle adio", "unknown modality or feature set 'adio' (did you mean 'audio'?)"),
+        ("--run both --drop ,", "--drop: expected names, several by comma, got ','"),
         ("--run both --drop audio --shuffle ears", "ears cannot be both taken away and exchanged; choose one"),
         ("--run both --drop audio --senses", "--senses makes a table of its own"),
         ("--run both --slices length --senses", "--senses makes a table of its own"),
