@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -18,6 +18,9 @@ from avpipe.cli._app import (
     names,
 )
 from avpipe.pipeline.errors import ClipError, UsageError
+
+if TYPE_CHECKING:
+    from avpipe.eval.side_by_side import SideBySide
 
 
 @app.command()
@@ -38,6 +41,23 @@ def score(
     intersect: Annotated[
         Path | None, typer.Option("--intersect", help="Only the clips on this list of ids.", **IDS)
     ] = None,
+    slices: Annotated[
+        str | None,
+        typer.Option("--slices", help="Also by kind of clip: audio, speech, duration, category, length, extra:FIELD."),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", "-d", help="Whose clips --references are, for --slices.")
+    ] = None,
+    drop: Annotated[
+        str | None, typer.Option("--drop", help="Caption without these: audio, video, text or feature sets, by comma.")
+    ] = None,
+    shuffle: Annotated[
+        str | None, typer.Option("--shuffle", help="Caption with these of another clip; drawn by --shuffle-seed.")
+    ] = None,
+    senses: Annotated[
+        bool, typer.Option("--senses", help="Whole, and without each modality, and with each of another clip.")
+    ] = False,
+    shuffle_seed: Annotated[int, typer.Option("--shuffle-seed", min=0, help="Of --shuffle and --senses.")] = 0,
     percent: Annotated[bool, typer.Option("--percent", help="Times 100, as papers print.")] = False,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
@@ -46,23 +66,74 @@ def score(
     from avpipe import api
     from avpipe.console import escape, out
     from avpipe.eval.scores import footnotes, table
+    from avpipe.eval.slices import SlicedScores
+    from avpipe.eval.slices import table as sliced_table
+    from avpipe.pipeline.senses import Senses
 
+    for option, text in (("--slices", slices), ("--drop", drop), ("--shuffle", shuffle)):
+        if text is not None and not names(text):
+            raise UsageError(f"{option}: expected names, several by comma, got {text!r}")
+    sliced: SlicedScores | None = None
     if predictions is not None or references is not None:
         if run is not None:
             raise UsageError(f"score a run or a file: got both --run {run} and --predictions or --references")
+        if senses or drop or shuffle:
+            raise UsageError(
+                "--drop, --shuffle and --senses caption anew, which takes a run: got a file of predictions"
+            )
+        if dataset and not slices:
+            raise UsageError(f"--dataset {dataset} says whose clips they are for --slices, which was not given")
+        place = api.open_workspace(workspace) if dataset else None
+        parts = api.partitions_of_files(references, names(slices), place, dataset) if slices and references else ()
         report = api.score_files(predictions, references, metrics=names(metrics), missing=missing, intersect=intersect)
+        sliced = SlicedScores.of(report, parts) if slices else None
     else:
+        if dataset:
+            raise UsageError(
+                f"--dataset {dataset} says whose clips the file of --references holds; a run knows its own"
+            )
         place = api.open_workspace(workspace)
         run = api.choose_run(place, run)
-        report = api.score_run(place, run, split, metrics=names(metrics), missing=missing, intersect=intersect)
+        if senses:
+            if drop or shuffle or slices:
+                raise UsageError("--senses makes a table of its own; --drop, --shuffle and --slices go with one score")
+            side_by_side = api.score_senses(
+                place, run, split, metrics=names(metrics), missing=missing, intersect=intersect, seed=shuffle_seed
+            )
+            _show_side_by_side(run, side_by_side, percent=percent, as_json=as_json)
+            return
+        made = Senses(dropped=tuple(names(drop)), shuffled=tuple(names(shuffle)), seed=shuffle_seed)
+        parts = api.partitions_of_run(place, run, split, names(slices)) if slices else ()
+        report = api.score_run(
+            place, run, split, metrics=names(metrics), missing=missing, intersect=intersect, senses=made
+        )
+        sliced = api.slice_run(place, run, report, parts, made) if slices else None
     if as_json:
-        typer.echo(json.dumps(report.to_json()))
+        values = report.to_json()
+        if sliced:
+            values |= {"slices": sliced.to_json()["slices"], "notes": [*report.notes, *sliced.notes]}
+        typer.echo(json.dumps(values))
     else:
         out.print(f"[bold]{escape(str(run or predictions))}[/]")
-        out.print(table(report, percent=percent), soft_wrap=False)
-        for line in footnotes(report):
+        out.print(sliced_table(sliced, percent=percent) if sliced else table(report, percent=percent), soft_wrap=False)
+        for line in (*footnotes(report), *(sliced.notes if sliced else ())):
             out.print(line, markup=False)
     if not report.complete:
+        raise typer.Exit(1)
+
+
+def _show_side_by_side(run: str, rows: SideBySide, *, percent: bool, as_json: bool) -> None:
+    from avpipe.console import escape, out
+    from avpipe.eval.side_by_side import notes_below, table
+
+    if as_json:
+        typer.echo(json.dumps(rows.to_json()))
+    else:
+        out.print(f"[bold]{escape(run)}[/]")
+        out.print(table(rows, percent=percent), soft_wrap=False)
+        for line in notes_below(rows):
+            out.print(line, markup=False)
+    if not rows.complete:
         raise typer.Exit(1)
 
 
