@@ -92,6 +92,7 @@ class Scorer:
         _complain(ran.reasons, strict=self._strict)
         corpus = {name: value for result in ran.results.values() for name, value in result.corpus.items()}
         by_clip = {name: values for result in ran.results.values() for name, values in result.per_clip.items()}
+        versions = {key: result.version for key, result in ran.results.items()}
         counts = [len(captions) for captions in covered.references.values()]
         java = self._tools.java_used
         return ScoreReport(
@@ -110,7 +111,11 @@ class Scorer:
             altered_candidates=covered.altered,
             altered_references=self._references.altered,
             tokeniser=ptb.NAME,
-            metric_versions={name: module.VERSION for module in self._wanted.values() for name in module.NAMES},
+            metric_versions={
+                name: versions.get(key) or module.VERSION
+                for key, module in self._wanted.items()
+                for name in module.NAMES
+            },
             java=java.version if java else "",
             versions={"pycocoevalcap": pycocoevalcap_version(), "avpipe": __version__},
             notes=(*_notes(covered, self._references), *ran.notes),

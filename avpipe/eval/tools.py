@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -9,19 +10,34 @@ from pathlib import Path
 from typing import Any
 
 from avpipe.eval.java import PATIENCE_SECONDS, Java, find_java
+from avpipe.eval.networks import Networks
 from avpipe.pipeline.errors import MissingPackageError
 
 
 class Tools:
-    """Java and its limits. Looks for Java when it is first wanted.
+    """Java and its limits, networks and their weights. Looks for either when it is first wanted.
 
     Args:
         java: use this one; looked for with :func:`avpipe.eval.java.find_java` where not given.
         patience_seconds: how long a child process may show no sign of life before it is killed.
+        weights: where to find those of networks that judge captions, by :data:`avpipe.eval.networks.DEFAULTS`' names.
+
+    Attributes:
+        networks: the networks that metrics ask for; read when first wanted.
+
+    Raises:
+        UnknownNameError: ``weights`` names no such network.
     """
 
-    def __init__(self, java: Java | None = None, *, patience_seconds: float = PATIENCE_SECONDS) -> None:
+    def __init__(
+        self,
+        java: Java | None = None,
+        *,
+        patience_seconds: float = PATIENCE_SECONDS,
+        weights: Mapping[str, str] | None = None,
+    ) -> None:
         self._given = java
+        self.networks = Networks(weights or {})
         self.patience_seconds = patience_seconds
 
     @cached_property

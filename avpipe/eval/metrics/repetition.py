@@ -3,17 +3,16 @@
 Paper: Xiong, Dai and Lin, "Move Forward and Tell: A Progressive Generator of Video Descriptions", ECCV 2018; the 4-gram
 repetition that Park, Rohrbach, Darrell and Rohrbach, "Adversarial Inference for Multi-Sentence Video Description", CVPR
 2019, call RE-4 and Lei et al., "MART", ACL 2020, call R@4.
-Author's code: jayleicn/recurrent-transformer counts it thus; ours is written from the papers.
+Author's code: jayleicn/recurrent-transformer ``densevid_eval/evaluateRepetition.py`` counts the same.
 
 Of a caption's PTB words::
 
     Repetition_4  1 - distinct 4-grams / 4-grams; 0 for less than four words
     Repeats       1 if one to four words stand there twice in a row ("a man a man"), else 0
 
-Both are averaged over the clips. ``Repeats`` is our own, in no paper: a loop of a decoder that is too short for a 4-gram
-to come back shows there.
+Both are averaged over the clips. ``Repeats`` is our own: it shows loops too short for a 4-gram to come back.
 
-Deviations: the papers look at paragraphs, of several sentences; a caption is taken for one whatever its length.
+Deviations: there it is a paragraph, all that is said of a video, of words between spaces; here a caption as PTB words.
 """
 
 from __future__ import annotations
