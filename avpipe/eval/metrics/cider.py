@@ -19,6 +19,8 @@ step of any clip, is :mod:`avpipe.pipeline.cider_d`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from avpipe.eval.evaluation import Evaluation
 from avpipe.eval.metric import MetricResult
 
@@ -34,13 +36,17 @@ def compute(evaluation: Evaluation) -> MetricResult:
     return similarity(evaluation, "CIDEr", clipped=True)
 
 
-def similarity(evaluation: Evaluation, name: str, *, clipped: bool) -> MetricResult:
+def similarity(
+    evaluation: Evaluation, name: str, *, clipped: bool, corpora: Sequence[int] | None = None
+) -> MetricResult:
     """CIDEr-D, or the plain CIDEr that came before it.
 
     Args:
         evaluation: what is scored.
         name: of the score.
         clipped: with min and penalty (CIDEr-D), or without: the cosine of both vectors.
+        corpora: of each clip, how many clips its document frequencies are counted over, where these are not all: no
+            word then stands in two corpora.
     """
     import numpy as np
 
@@ -49,12 +55,14 @@ def similarity(evaluation: Evaluation, name: str, *, clipped: bool) -> MetricRes
     references = evaluation.references.once(CountedReferences.of)
     words = references.read(list(evaluation.words.values()))
     clips, rows = len(words.lengths), len(references.clip_of_row)
+    documents = np.log(np.broadcast_to(clips if corpora is None else np.asarray(corpora), clips))
     total = np.zeros(rows)
     for known, counted in zip(references.orders, references.count(words), strict=True):
-        # At last, what an n-gram weighs that no reference has.
-        idf = np.log(clips) - np.log(np.append(known.documents, 1))
-        row_weights = known.counts * idf[known.numbers]
-        own_weights = counted.counts * idf[np.minimum(counted.numbers, len(known.keys))]
+        # At last, that of an n-gram that no reference has.
+        frequencies = np.log(np.append(known.documents, 1))
+        row_weights = known.counts * (documents[references.clip_of_row[known.rows]] - frequencies[known.numbers])
+        own_frequencies = frequencies[np.minimum(counted.numbers, len(known.keys))]
+        own_weights = counted.counts * (documents[counted.clips] - own_frequencies)
         # Each n-gram of a caption beside each reference of its clip that has it.
         first = np.searchsorted(known.row_clip_keys, counted.clip_keys, side="left")
         several = np.searchsorted(known.row_clip_keys, counted.clip_keys, side="right") - first
