@@ -106,6 +106,11 @@ def _coco_references(path: Path, values: Mapping[str, Any]) -> dict[str, list[st
 
 
 def read_json(path: Path) -> Any:
+    """What a JSON file of captions holds.
+
+    Raises:
+        DataError: it cannot be read, is none, or has a key twice in one object.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

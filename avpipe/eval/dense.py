@@ -28,9 +28,9 @@ Deviations: of speed, and
 
 What other code does differently: densevid_eval at deba7d7 (PDVC's ``evaluate2018.py``) pairs what overlaps nothing with
 ``abc123!@#``, which is several tokens instead of one, so that BLEU comes out otherwise; at 5759c13 it makes such a pair
-after each reference file while nothing has matched; at 1f0951c there is no corpus per video, and all matches of an event
-are the references of one clip. Numbers of these versions must not stand in one table. SODA, which matches events one to
-one, is another score, and is not here.
+after each reference file while nothing has matched; at 1f0951c there is no corpus per video, and all matches of an
+event are the references of one clip. Numbers of these versions must not stand in one table. SODA, which matches events
+one to one, is another score, and is not here.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def read_references(path: Path) -> dict[str, list[Event]]:
         times, sentences = (row.get(key) if isinstance(row, Mapping) else None for key in ("timestamps", "sentences"))
         if not isinstance(times, list) or not isinstance(sentences, list) or not 0 < len(times) == len(sentences):
             raise DataError(
-                f"{path}: {video!r}: expected as many timestamps as sentences, at least one, got {row!r:.60}"
+                f"{path}: {video!r}: expected timestamps and as many sentences, at least one, got {row!r:.60}"
             )
         events[video] = [_event(path, video, time, text) for time, text in zip(times, sentences, strict=True)]
     return events
@@ -375,6 +375,8 @@ def _score(name: str, module: Metric, pairs: _Pairs, evaluation: Evaluation) -> 
     """Of each threshold, by score name."""
     import numpy as np
 
+    if not pairs.sentences:  # no video has an event
+        return dict.fromkeys(module.NAMES, (0.0,) * pairs.thresholds)
     if name in _BY_DOCUMENTS:
         (score,) = module.NAMES
         return {score: _score_by_documents(score, pairs, evaluation, clipped=_BY_DOCUMENTS[name])}

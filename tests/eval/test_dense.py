@@ -63,7 +63,8 @@ def times(event: Event) -> tuple[float, float]:
 
 
 def ascii_only(text: str) -> str:
-    return "".join(letter if ord(letter) < 128 else " " for letter in text)
+    """On one line too: the tokeniser's wrapper sees to that."""
+    return "".join(letter if ord(letter) < 128 else " " for letter in text).replace("\n", " ")
 
 
 def slow_scores(
@@ -92,7 +93,7 @@ def slow_scores(
                 pairs[video].append(len(own))
                 own.append(ascii_only(event.sentence))
                 theirs.append("".join(letters.choices(string.ascii_lowercase, k=letters.randint(10, 20))))
-    own, theirs = ptb.tokenise_by_jar(own, tools), ptb.tokenise_by_jar(theirs, tools)
+    own, theirs = ptb.tokenise(own, tools), ptb.tokenise(theirs, tools)
     makers = {"bleu": lambda: Bleu(4), "rouge_l": Rouge, "cider": Cider, "meteor": Meteor}
     means: dict[str, float] = {}
     for name in names:
@@ -157,19 +158,21 @@ def test_meteor_too(tools: Tools, original_java: None) -> None:
 
 
 seconds = st.integers(0, 12)
-some_events = st.lists(
-    st.builds(
-        Event, seconds, seconds, st.lists(st.sampled_from(["a", "dog", "runs", "sings"]), max_size=5).map(" ".join)
-    ),
-    max_size=4,
-)
-some_videos = st.dictionaries(st.sampled_from("xyz"), some_events.filter(bool), min_size=1)
+
+
+def some_events(fewest_words: int) -> st.SearchStrategy[list[Event]]:
+    sentences = st.lists(st.sampled_from(["a", "dog", "runs", "sings"]), min_size=fewest_words, max_size=5)
+    return st.lists(st.builds(Event, seconds, seconds, sentences.map(" ".join)), max_size=4)
+
+
+# On references without a word, pycocoevalcap's CIDEr fails.
+some_references = st.dictionaries(st.sampled_from("xyz"), some_events(1).filter(bool), min_size=1)
 
 
 @settings(max_examples=25, deadline=None)
 @given(
-    references=st.lists(some_videos, min_size=1, max_size=2),
-    predictions=st.dictionaries(st.sampled_from("xyz"), some_events),
+    references=st.lists(some_references, min_size=1, max_size=2),
+    predictions=st.dictionaries(st.sampled_from("xyz"), some_events(0)),
 )
 def test_any_events_score_as_in_the_original_steps(
     tools: Tools, references: list[Events], predictions: dict[str, list[Event]]
@@ -224,9 +227,7 @@ def test_only_the_first_thousand_of_a_video_count(tools: Tools, monkeypatch: pyt
 
 
 def test_videos_must_be_the_same(tools: Tools) -> None:
-    with pytest.raises(
-        ScoringError, match=r"1 videos are in no reference file: four\n  - 1 videos have no predi.*: two"
-    ):
+    with pytest.raises(ScoringError, match=r"1 videos are in no reference file: four\n.*1 videos have no.*: two"):
         score_dense({"one": PREDICTIONS["one"], "three": [], "four": []}, REFERENCES, metrics=["rouge_l"], tools=tools)
 
 
@@ -241,7 +242,7 @@ def test_a_missing_video_scores_nothing_or_is_left_out(tools: Tools) -> None:
     assert drop.means == {"ROUGE_L": 1, "Precision": 1, "Recall": 1}
     assert "|videos:1/2|" in drop.protocol
     with pytest.raises(UsageError, match="missing: expected one of error, empty, drop, got 'dorp'"):
-        score_dense(only, references, missing="dorp", tools=tools)  # type: ignore[arg-type]
+        score_dense(only, references, metrics=["rouge_l"], missing="dorp", tools=tools)  # type: ignore[arg-type]
     with pytest.raises(ScoringError, match="none of 2 videos of the references has a prediction"):
         score_dense({}, references, metrics=["rouge_l"], missing="drop", tools=tools)
 
@@ -254,7 +255,7 @@ def test_metrics_of_a_set_have_no_score_of_a_video(tools: Tools) -> None:
 
 
 def test_a_metric_that_cannot_run_is_none_with_the_reason(no_java: None) -> None:
-    predictions = {"v": events((0, 1, "une fenêtre — l'été"))}
+    predictions = {"v": events((0, 1, "a dog"))}
     report = score_dense(predictions, [predictions], metrics=["sbert_sim", "rouge_l"])
     assert report.scores["SBERT_sim"] is None
     assert "no weights" in report.reasons["SBERT_sim"]
@@ -287,7 +288,7 @@ def test_files_are_read(tmp_path: Path) -> None:
         (
             dense.read_predictions,
             {"results": {"v": [{"sentence": "x"}]}},
-            r"'v': expected a timestamp .* got None and 'x'",
+            r"expected a timestamp .* got None and 'x'",
         ),
         (dense.read_predictions, {"results": {"v": [{"sentence": 1, "timestamp": [0, 1]}]}}, r"got \[0, 1\] and 1"),
         (dense.read_references, [1], "expected {video:"),
