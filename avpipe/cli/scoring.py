@@ -30,6 +30,10 @@ def score(
     references: Annotated[
         Path | None, typer.Option("--references", help="COCO captions or {id: captions}, with --predictions.")
     ] = None,
+    dense: Annotated[
+        list[Path] | None,
+        typer.Option("--dense", help="Dense captions: references of ActivityNet Captions; again for each annotator."),
+    ] = None,
     metrics: Annotated[str | None, typer.Option("--metrics", help="By comma.", show_default="all")] = None,
     missing: Annotated[
         Literal["error", "empty", "drop"],
@@ -47,6 +51,11 @@ def score(
     from avpipe.console import escape, out
     from avpipe.eval.scores import footnotes, table
 
+    if dense:
+        if run is not None or references is not None or intersect is not None:
+            raise UsageError("--dense goes with --predictions, not with --run, --references or --intersect")
+        _score_dense(predictions, dense, names(metrics), missing, percent=percent, as_json=as_json)
+        return
     if predictions is not None or references is not None:
         if run is not None:
             raise UsageError(f"score a run or a file: got both --run {run} and --predictions or --references")
@@ -59,6 +68,31 @@ def score(
         typer.echo(json.dumps(report.to_json()))
     else:
         out.print(f"[bold]{escape(str(run or predictions))}[/]")
+        out.print(table(report, percent=percent), soft_wrap=False)
+        for line in footnotes(report):
+            out.print(line, markup=False)
+    if not report.complete:
+        raise typer.Exit(1)
+
+
+def _score_dense(
+    predictions: Path | None,
+    references: list[Path],
+    metrics: list[str],
+    missing: Literal["error", "empty", "drop"],
+    *,
+    percent: bool,
+    as_json: bool,
+) -> None:
+    from avpipe import api
+    from avpipe.console import escape, out
+    from avpipe.eval.dense import footnotes, table
+
+    report = api.score_dense_files(predictions, references, metrics=metrics, missing=missing)
+    if as_json:
+        typer.echo(json.dumps(report.to_json()))
+    else:
+        out.print(f"[bold]{escape(str(predictions))}[/]")
         out.print(table(report, percent=percent), soft_wrap=False)
         for line in footnotes(report):
             out.print(line, markup=False)

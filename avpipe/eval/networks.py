@@ -1,7 +1,8 @@
 """Networks that judge captions: a sentence encoder and a detector of broken sentences.
 
 Their weights are not part of avpipe. Where each is looked for is a setting of :class:`avpipe.eval.tools.Tools`
-(``weights``, by the names below); without one, at the public place of what the metric's authors used:
+(``weights``, by the names below) or an environment variable (``AVPIPE_SBERT``, ``AVPIPE_ECHECKER``); without either,
+the public place of what the metric's authors used:
 
 ``sbert``
     a Sentence-BERT: a folder or a repository on the Hub as sentence-transformers writes them, with mean pooling.
@@ -64,7 +65,7 @@ class Networks:
     """The networks that metrics ask for, each read when it is first wanted.
 
     Args:
-        places: where to find weights, by the names of :data:`DEFAULTS`.
+        places: where to find weights, by the names of :data:`DEFAULTS`; without one, what ``AVPIPE_<NAME>`` says.
 
     Raises:
         UnknownNameError: no such network.
@@ -74,7 +75,10 @@ class Networks:
         for name in places:
             if name not in DEFAULTS:
                 raise UnknownNameError("network", name, DEFAULTS)
-        self.places = {**DEFAULTS, **places}
+        self.places = {
+            name: places.get(name) or os.environ.get(f"AVPIPE_{name.upper()}") or place
+            for name, place in DEFAULTS.items()
+        }
 
     @cached_property
     def sentence_encoder(self) -> SentenceEncoder:
@@ -262,8 +266,8 @@ def _resolved(network: str, place: str, parts: Mapping[str, Sequence[str]]) -> w
     try:
         return weights.resolve(place, parts, component=network, has_random=False)
     except MissingWeightsError as error:
-        advice = f'avpipe score --weights {network}=PLACE, in Python Tools(weights={{"{network}": PLACE}})'
-        raise MissingWeightsError(f"{error}\n  - Where they are is said by {advice}.") from None
+        advice = f'AVPIPE_{network.upper()}=PLACE, or in Python Tools(weights={{"{network}": PLACE}})'
+        raise MissingWeightsError(f"{error}\n  - A scorer is told where they are by {advice}.") from None
 
 
 def _find_echecker(place: str) -> Path:
@@ -293,7 +297,7 @@ def _find_echecker(place: str) -> Path:
     raise MissingWeightsError(
         f"echecker: no weights {place!r}: not at {', '.join(map(str, looked))}.\n"
         f"  - On a machine with a network: curl -LO {_RELEASE}/{place}.ckpt\n"
-        f"    Copy it to {looked[0].parent}, or say where it is: avpipe score --weights echecker=PATH, in Python "
+        f"    Copy it to {looked[0].parent}, or say where it is: AVPIPE_ECHECKER=PATH, in Python "
         "Tools(weights={'echecker': PATH})"
     )
 

@@ -54,6 +54,8 @@ def _nothing_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No network, no cache of others."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    for name in ("AVPIPE_SBERT", "AVPIPE_ECHECKER"):
+        monkeypatch.delenv(name, raising=False)
     for name in ("HOME", "AVPIPE_CACHE", "FENSE_DATA", "TORCH_HOME"):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
 
@@ -242,6 +244,12 @@ def test_a_detector_without_its_bert_beside_it_asks_for_that(tmp_path: Path) -> 
     (path.parent / "tokenizer.json").unlink()
     with pytest.raises(MissingWeightsError, match="hf download prajjwal1/bert-tiny"):
         ErrorChecker(str(path))
+
+
+def test_the_environment_may_say_where_weights_are(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AVPIPE_SBERT", str(folder / "sbert"))
+    assert Tools().networks.sentence_encoder.version.startswith("sbert:sbert@")
+    assert Networks({"sbert": "elsewhere"}).places["sbert"] == "elsewhere"
 
 
 def test_networks_are_named_and_read_anew_elsewhere(folder: Path, tools: Tools) -> None:
