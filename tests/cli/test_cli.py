@@ -221,11 +221,11 @@ def test_dense_captions_are_scored(avpipe: Avpipe, tmp_path: Path) -> None:
         path.write_text(json.dumps({"v": {"timestamps": [[0, 10]], "sentences": [sentence]}}), encoding="utf-8")
     options = ("score", "--predictions", tmp_path / "p.json", "--dense", several[0], "--dense", several[1])
     said = avpipe(*options, "--metrics", "rouge_l", "--json")
-    assert said.exit_code == 0
-    report = json.loads(said.stdout)
+    assert said.status == 0
+    report = json.loads(said.out)
     assert report["by_threshold"]["ROUGE_L"] == pytest.approx([0.5, 0.5, 0.5, 0])
     assert report["scores"]["Recall"] == 0.75
-    assert "tIoU 0.9" in avpipe(*options, "--metrics", "rouge_l", "--percent").output
+    assert "tIoU 0.9" in avpipe(*options, "--metrics", "rouge_l", "--percent").out
 
 
 def test_a_run_and_a_file_are_not_scored_at_once(avpipe: Avpipe, tmp_path: Path) -> None:
