@@ -1,8 +1,8 @@
-"""Networks that judge captions: a sentence encoder and a detector of broken sentences.
+"""Networks that judge captions: a sentence encoder, a detector of broken sentences, the text tower of a CLIP.
 
 Their weights are not part of avpipe. Where each is looked for is a setting of :class:`avpipe.eval.tools.Tools`
-(``weights``, by the names below) or an environment variable (``AVPIPE_SBERT``, ``AVPIPE_ECHECKER``); without either,
-the public place of what the metric's authors used:
+(``weights``, by the names below) or an environment variable (``AVPIPE_SBERT``, ``AVPIPE_ECHECKER``, ``AVPIPE_CLIP``);
+without either, the public place of what the metric's authors used:
 
 ``sbert``
     a Sentence-BERT: a folder or a repository on the Hub as sentence-transformers writes them, with mean pooling.
@@ -10,6 +10,8 @@ the public place of what the metric's authors used:
     FENSE's detector: its ``.ckpt`` file, or the name of one of the two public ones, which is then looked for where
     FENSE and aac-metrics keep theirs. What kind of BERT it is, the file says; ``config.json`` and ``tokenizer.json``
     (or ``vocab.txt``) of that BERT may lie beside it, else they come from the Hub or its cache.
+``clip``
+    the weights that the features of pictures were made with: whatever their spec says, unless they lie elsewhere here.
 
 Importing this module loads no network library.
 """
@@ -24,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avpipe.pipeline import weights
-from avpipe.pipeline.errors import CheckpointError, MissingWeightsError, UnknownNameError
+from avpipe.pipeline.errors import CheckpointError, MissingWeightsError, ScoringError, UnknownNameError
 from avpipe.pipeline.places import cache_folder
 
 if TYPE_CHECKING:
@@ -33,12 +35,14 @@ if TYPE_CHECKING:
     import torch
 
     from avpipe.eval.evaluation import TokenisedReferences
+    from avpipe.pipeline.features import FeatureSpec
 
 DEFAULTS = {
     "sbert": "sentence-transformers/paraphrase-TinyBERT-L6-v2",
     "echecker": "echecker_clotho_audiocaps_base",
+    "clip": "",
 }
-"""What the authors of FENSE report with."""
+"""What the authors of FENSE report with; of a CLIP, what the pictures were seen with."""
 
 ECHECKERS = {
     "echecker_clotho_audiocaps_base": "1a719f090af70614bbdb9f9437530b7e133c48cfa4a58d964de0d47fc974a2fa",
@@ -58,6 +62,13 @@ _SBERT_PARTS = {
     "pooling": ("1_Pooling/config.json",),
 }
 _ECHECKER_TOKENS = 64
+_LOCAL_DIR = "local-dir:"
+_CLIP_NAMES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+)
 _AT_ONCE = 64
 
 
@@ -89,6 +100,16 @@ class Networks:
     def error_checker(self) -> ErrorChecker:
         """See :class:`ErrorChecker`; also for its errors."""
         return ErrorChecker(self.places["echecker"])
+
+    def text_tower(self, spec: FeatureSpec) -> TextTower:
+        """Of the CLIP that made features of pictures, read once; see :class:`TextTower`, also for its errors."""
+        if spec.fingerprint not in self._towers:
+            self._towers[spec.fingerprint] = TextTower(spec, self.places["clip"])
+        return self._towers[spec.fingerprint]
+
+    @cached_property
+    def _towers(self) -> dict[str, TextTower]:
+        return {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"places": self.places}  # networks are read anew where this arrives
@@ -219,6 +240,64 @@ class ErrorChecker:
         return found
 
 
+class TextTower:
+    """Sentences to vectors of length 1, in the space that a CLIP shares between pictures and text.
+
+    Args:
+        spec: of features that the encoder ``clip_vit`` made with ``tokens: embedding``: which CLIP it was.
+        place: where its weights are; empty: where the spec says.
+
+    Attributes:
+        version: what the vectors depend on, for signatures: name and sha256 of the weights.
+
+    Raises:
+        ScoringError: the features are no such, or were made with random weights.
+        MissingWeightsError: the weights are neither here nor to be had.
+        CheckpointError: they are others than those that made the features, or cannot be read.
+    """
+
+    def __init__(self, spec: FeatureSpec, place: str = "") -> None:
+        import open_clip
+
+        said = f"feature set {spec.name!r}"
+        if spec.encoder != "clip_vit" or spec.config.get("tokens") != "embedding":
+            raise ScoringError(
+                f"{said}: expected embeddings that clip_vit made with tokens=embedding, got {spec.encoder} with "
+                f"tokens={spec.config.get('tokens')}"
+            )
+        if str(spec.weights.get("sha256")).startswith("random:"):
+            raise ScoringError(f"{said} was made with random weights: it says nothing of what is to be seen")
+        model, path = _find_clip(spec, place or str(spec.config.get("weights")))
+        if weights.sha256_of(path) != spec.weights.get("sha256"):
+            raise CheckpointError(
+                f"{path}: expected the weights that made {said}, with sha256 {spec.weights.get('sha256')}, got "
+                f"{weights.sha256_of(path)}"
+            )
+        self.version = _version("clip", str(spec.weights.get("id")), path)
+        in_folder = model.startswith(_LOCAL_DIR)
+        quick_gelu = bool(spec.preprocessing.get("quick_gelu"))
+        try:
+            network = open_clip.create_model(
+                model, None if in_folder else str(path), force_quick_gelu=quick_gelu, pretrained_text=False
+            )
+            self._tokenizer = open_clip.get_tokenizer(model)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise CheckpointError(f"{path}: cannot be read as {model}: {' '.join(str(error).split())[:300]}") from None
+        self._network, self._device = _ready(network)
+
+    def __call__(self, sentences: Sequence[str]) -> npt.NDArray[np.float32]:
+        """``(sentences, dim)``, each row of length 1."""
+        import numpy as np
+        import torch
+
+        found = []
+        for start in range(0, len(sentences), _AT_ONCE):
+            tokens = self._tokenizer(list(sentences[start : start + _AT_ONCE])).to(self._device)
+            with torch.inference_mode():
+                found.append(self._network.encode_text(tokens, normalize=True).float().cpu().numpy())
+        return np.concatenate(found)
+
+
 class _Reader:
     """Texts as numbers of word pieces, those of a length together."""
 
@@ -300,6 +379,27 @@ def _find_echecker(place: str) -> Path:
         f"    Copy it to {looked[0].parent}, or say where it is: AVPIPE_ECHECKER=PATH, in Python "
         "Tools(weights={'echecker': PATH})"
     )
+
+
+def _find_clip(spec: FeatureSpec, place: str) -> tuple[str, Path]:
+    """What open_clip calls a model, and its weights.
+
+    Raises:
+        MissingWeightsError: there are none.
+    """
+    import open_clip
+
+    model = spec.config.get("model")
+    folder = place.removeprefix("hf-hub:")
+    if model is None or place.startswith("hf-hub:") or Path(place).expanduser().is_dir():
+        found = _resolved("clip", folder, {"config": ("open_clip_config.json",), "weights": _CLIP_NAMES})
+        return f"{_LOCAL_DIR}{found.files['config'].parent}", found.files["weights"]
+    facts = open_clip.get_pretrained_cfg(model, place)
+    if not facts:
+        return model, weights.local_file(place, component="clip", has_random=False)
+    repository, _, file = facts["hf_hub"].rpartition("/")
+    names = (str(Path(file).with_suffix(".safetensors")), file) if file else _CLIP_NAMES
+    return model, _resolved("clip", repository, {"weights": names}).files["weights"]
 
 
 def _version(what: str, name: str, path: Path) -> str:

@@ -7,11 +7,14 @@ from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from avpipe.eval.java import PATIENCE_SECONDS, Java, find_java
 from avpipe.eval.networks import Networks
 from avpipe.pipeline.errors import MissingPackageError
+
+if TYPE_CHECKING:
+    from avpipe.pipeline.features import FeatureSource
 
 
 class Tools:
@@ -21,8 +24,10 @@ class Tools:
         java: use this one; looked for with :func:`avpipe.eval.java.find_java` where not given.
         patience_seconds: how long a child process may show no sign of life before it is killed.
         weights: where to find those of networks that judge captions, by :data:`avpipe.eval.networks.DEFAULTS`' names.
+        pictures: features of what is to be seen, in the space that a CLIP shares with text; ``None``: there are none.
 
     Attributes:
+        pictures: as given.
         networks: the networks that metrics ask for; read when first wanted.
 
     Raises:
@@ -35,9 +40,11 @@ class Tools:
         *,
         patience_seconds: float = PATIENCE_SECONDS,
         weights: Mapping[str, str] | None = None,
+        pictures: FeatureSource | None = None,
     ) -> None:
         self._given = java
         self.networks = Networks(weights or {})
+        self.pictures = pictures
         self.patience_seconds = patience_seconds
 
     @cached_property

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from avpipe.pipeline.features import Features, FeatureSpec
 
 from .toys import TOY_CANDIDATES, TOY_REFERENCES
 
@@ -63,6 +68,51 @@ def make_echecker(folder: Path, *, plain_vocabulary: bool = False) -> Path:
     else:
         _tokenizer().save(str(folder / "tokenizer.json"))
     return path
+
+
+@dataclass(slots=True)
+class Pictures:
+    """A feature set of a CLIP: noise, of some frames a clip."""
+
+    spec: FeatureSpec
+    clip_ids: Sequence[str]
+
+    def __contains__(self, clip_id: object) -> bool:
+        return clip_id in self.clip_ids
+
+    def read(self, clip_id: str, view: int = 0) -> Features:
+        """Three frames, not of length 1, in the type that is on disk."""
+        noise = np.random.default_rng(self.clip_ids.index(clip_id)).normal(size=(3, self.spec.dim))
+        return Features(data=(3 * noise).astype(np.float16), pts_seconds=np.arange(3.0))
+
+
+def make_clip(folder: Path, clip_ids: Sequence[str], *, quick_gelu: bool = False) -> Pictures:
+    """What ``clip_vit`` says of features that it makes with the weights of a small CLIP, and such features.
+
+    Its tokenizer is the real one, which open_clip brings along.
+    """
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    from avpipe.extract.encoders import clip_vit
+    from avpipe.pipeline.config import parse
+
+    folder.mkdir(parents=True, exist_ok=True)
+    text = {"context_length": 20, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
+    vision = {"image_size": 32, "layers": 2, "width": 48, "head_width": 16, "patch_size": 8}
+    described = {"embed_dim": 24, "quick_gelu": quick_gelu, "vision_cfg": vision, "text_cfg": text}
+    (folder / "small-CLIP.json").write_text(json.dumps(described), encoding="utf-8")
+    open_clip.add_model_config(folder / "small-CLIP.json")
+    torch.manual_seed(3)
+    network = open_clip.create_model("small-CLIP")
+    save_file(
+        {key: value.clone() for key, value in network.state_dict().items()}, folder / "open_clip_model.safetensors"
+    )
+    facts = {"model_cfg": described, "preprocess_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(facts), encoding="utf-8")
+    config = parse(clip_vit.Config, {"weights": str(folder), "tokens": "embedding"}, "test")
+    return Pictures(clip_vit.Encoder(config, "clip").spec, list(clip_ids))
 
 
 def _bert(seed: int) -> Any:

@@ -17,7 +17,7 @@ from avpipe.eval.metrics import REGISTRY, meteor
 from avpipe.eval.tools import Tools, pycocoevalcap_file
 from avpipe.pipeline.errors import UnknownNameError
 
-from .small_networks import make_echecker, make_sbert
+from .small_networks import make_clip, make_echecker, make_sbert
 from .toys import TOY_CANDIDATES, TOY_REFERENCES, FakeJava, evaluation_of, is_gone, stand_in
 
 Words = tuple[dict[str, list[str]], dict[str, str]]
@@ -27,7 +27,7 @@ UNBOUNDED = {"Vocab", "Length", "Length_ratio"}
 COSINES = {"SBERT_sim", "FENSE"}
 OF_CAPTIONS_ALONE = {"diversity", "length", "repetition", "fer"}
 """They tell what captions are like, which says nothing of how well they fit their clips."""
-UNTRAINED = {"sbert_sim", "fense", "spider_fl"}
+UNTRAINED = {"sbert_sim", "fense", "spider_fl", "clipscore"}
 """Run here on networks of random weights, which do not know better captions from worse."""
 
 
@@ -57,7 +57,8 @@ def results(
         table.symlink_to(pycocoevalcap_file("meteor", "data", "paraphrase-en.gz"))
         folder = tmp_path_factory.mktemp("networks")
         weights = {"sbert": str(make_sbert(folder / "sbert")), "echecker": str(make_echecker(folder / "echecker"))}
-        evaluation = evaluation_of(*words, Tools(packaged_java, weights=weights))
+        pictures = make_clip(folder / "clip", list(words[0]))
+        evaluation = evaluation_of(*words, Tools(packaged_java, weights=weights, pictures=pictures))
         stand_in(evaluation, "spider", MetricResult.of_means({"SPIDEr": dict.fromkeys(words[0], 0.5)}))
         yield {name: load(name).compute(evaluation) for name in METRICS}
 
