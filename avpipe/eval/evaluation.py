@@ -74,12 +74,14 @@ class Evaluation:
         words: the same, tokenised: words with single spaces between them; may be empty.
         references: of the same clips in the same order.
         tools: Java, time limits and folders.
+        idf: another corpus that CIDEr's document frequencies are counted in; by default the references themselves.
 
     Attributes:
         captions: as given.
         words: as given.
         references: as given.
         tools: as given.
+        idf: as given.
 
     Raises:
         ValueError: ids or their order differ.
@@ -91,23 +93,14 @@ class Evaluation:
         words: Mapping[str, str],
         references: TokenisedReferences,
         tools: Tools,
+        idf: TokenisedReferences | None = None,
     ) -> None:
         if not list(captions) == list(words) == list(references.words):
             raise ValueError("references and candidates: expected the same ids in the same order")
         self.captions, self.words, self.references, self.tools = captions, words, references, tools
+        self.idf = idf
         self._lock = threading.Lock()
         self._results: dict[str, Future[MetricResult]] = {}
-
-    @classmethod
-    def of(cls, captions: Mapping[str, str], references: TokenisedReferences, tools: Tools) -> Evaluation:
-        """Tokenise.
-
-        Raises:
-            JavaError: the tokeniser's jar is needed and cannot run.
-            ValueError: ids or their order differ from those of the references.
-        """
-        words = ptb.tokenise(list(captions.values()), tools)
-        return cls(captions, dict(zip(captions, words, strict=True)), references, tools)
 
     def result(self, name: str) -> MetricResult:
         """What a metric says, computed by whoever asks first.

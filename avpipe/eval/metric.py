@@ -14,6 +14,8 @@ clips, as BLEU's is (``MetricResult.statistics`` holds what is summed)::
 or it belongs to the set of captions as a whole, as the size of a vocabulary does, and cannot be resampled::
 
     OF_THE_SET = True
+
+A metric that runs in Java says ``JAVA = True``; the version of Java then stands in its signature.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from avpipe.eval.evaluation import Evaluation
+    from avpipe.eval.java import Java
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -105,6 +108,21 @@ def aggregate(name: str, sums: npt.NDArray[np.float64]) -> dict[str, npt.NDArray
 def is_of_the_set(name: str) -> bool:
     """Whether a metric's corpus scores belong to the set of captions as a whole, and cannot be resampled."""
     return bool(getattr(load(name), "OF_THE_SET", False))
+
+
+def version_of(name: str, java: Java | None, told: str = "") -> str:
+    """What changes a metric's numbers, for the signature.
+
+    Args:
+        name: of the module.
+        java: that ran.
+        told: by the metric's result, in the place of the module's own; may be empty.
+    """
+    module = load(name)
+    version = told or module.VERSION
+    if not getattr(module, "JAVA", False):
+        return version
+    return "|".join(part for part in (version, f"java:{java.major if java else 'none'}") if part)
 
 
 def find_metrics(names: Iterable[str]) -> dict[str, Metric]:

@@ -8,8 +8,9 @@ counted once (:class:`CountedReferences`), and a system's captions then looked u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import numpy.typing as npt
@@ -53,10 +54,10 @@ class Order:
         """The n-gram of each row of ``row_clip_keys``."""
         return self.row_clip_keys & _MASK
 
-    @property
-    def documents(self) -> Ints:
-        """In how many clips each n-gram is, by its number."""
-        return np.bincount(self.clip_keys & _MASK, minlength=len(self.keys))
+    def documents(self, first: int = 0) -> Ints:
+        """In how many clips each n-gram is, by its number, of those from ``first`` on."""
+        start = np.searchsorted(self.clip_keys, first << _SHIFT)
+        return np.bincount(self.clip_keys[start:] & _MASK, minlength=len(self.keys))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,8 @@ class Words:
     Args:
         captions: words with single spaces between them.
         known: number by word. Grows by what is new.
+        at_spaces_alone: words end at spaces alone, and a caption without a word has one that is empty. Else they end at
+            whatever Python calls whitespace, of which the tokeniser leaves one inside a number: "1\xa01/2".
 
     Attributes:
         numbers: of all words.
@@ -92,21 +95,44 @@ class Words:
         starts: where each caption begins.
     """
 
-    def __init__(self, captions: Iterable[str], known: dict[str, int]) -> None:
-        several = [caption.split() for caption in captions]
-        self.lengths = np.fromiter(map(len, several), dtype=np.int64, count=len(several))
+    def __init__(self, captions: Sequence[str], known: dict[str, int], *, at_spaces_alone: bool = False) -> None:
+        if at_spaces_alone:
+            words = " ".join(captions).split(" ")
+            lengths = [caption.count(" ") + 1 for caption in captions]
+        else:
+            words = " ".join(captions).split()
+            lengths = [caption.count(" ") + 1 if caption else 0 for caption in captions]
+            if sum(lengths) != len(words):
+                lengths = [len(caption.split()) for caption in captions]
+        self.lengths = np.array(lengths, dtype=np.int64)
         self.starts = np.cumsum(self.lengths) - self.lengths
-        numbers = [known.setdefault(word, len(known)) for words in several for word in words]
-        self.numbers = np.array(numbers, dtype=np.int64)
+        new = [word for word in dict.fromkeys(words) if word not in known]
+        known.update(zip(new, count(len(known)), strict=False))
+        self.numbers = np.fromiter(map(known.__getitem__, words), dtype=np.int64, count=len(words))
 
-    def padded(self, rows: Ints, filler: int) -> Ints:
+    def padded(self, rows: Ints, filler: int) -> npt.NDArray[np.int32]:
         """Some captions as ``(rows, longest)``, filled up with ``filler``."""
         lengths = self.lengths[rows]
         places = np.arange(lengths.max(initial=0))
         there = places < lengths[:, None]
-        table = np.full(there.shape, filler, dtype=np.int64)
+        table = np.full(there.shape, filler, dtype=np.int32)
         table[there] = self.numbers[(self.starts[rows][:, None] + places)[there]]
         return table
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Counts references with the captions of another corpus behind them, as more clips.
+
+    Args:
+        corpus: what document frequencies are counted in.
+    """
+
+    corpus: TokenisedReferences
+
+    def __call__(self, references: TokenisedReferences) -> CountedReferences:
+        """For :meth:`avpipe.eval.evaluation.TokenisedReferences.once`."""
+        return CountedReferences([*references.words.values(), *self.corpus.words.values()])
 
 
 class CountedReferences:
@@ -117,6 +143,7 @@ class CountedReferences:
 
     Attributes:
         words: of all references, clip after clip.
+        words_at_spaces: the same, by the other rule of :class:`Words`.
         clip_of_row: the clip of each reference.
         first_rows: of each clip, its first reference.
         orders: of 1 to 4 words.
@@ -125,12 +152,16 @@ class CountedReferences:
     def __init__(self, references: Sequence[Sequence[str]]) -> None:
         self._known: dict[str, int] = {}
         several = np.fromiter(map(len, references), dtype=np.int64, count=len(references))
-        self.words = Words((caption for captions in references for caption in captions), self._known)
+        captions = [caption for several in references for caption in several]
+        self.words = Words(captions, self._known)
         self.clip_of_row = np.repeat(np.arange(len(references)), several)
         self.first_rows = np.cumsum(several) - several
         known: list[Ints] = []
 
-        def number(keys: Ints, _: int) -> Ints:
+        def number(keys: Ints, order: int) -> Ints:
+            if not order:  # a word is its number
+                known.append(np.arange(len(self._known)))
+                return keys
             distinct, numbers = np.unique(keys, return_inverse=True)
             known.append(distinct)
             return numbers
@@ -139,15 +170,18 @@ class CountedReferences:
             self._order(known[order], rows, numbers)
             for order, (rows, numbers) in enumerate(_ngrams(self.words, number))
         ]
+        # Both rules agree where every caption has a word and no whitespace but spaces.
+        agree = all(captions) and sum(caption.count(" ") + 1 for caption in captions) == len(self.words.numbers)
+        self.words_at_spaces = self.words if agree else Words(captions, self._known, at_spaces_alone=True)
 
     @classmethod
     def of(cls, references: TokenisedReferences) -> CountedReferences:
         """For :meth:`avpipe.eval.evaluation.TokenisedReferences.once`."""
         return cls(list(references.words.values()))
 
-    def read(self, captions: Sequence[str]) -> Words:
-        """A caption of each clip, in the numbers of the references."""
-        return Words(captions, dict(self._known))
+    def read(self, captions: Sequence[str], *, at_spaces_alone: bool = False) -> Words:
+        """A caption of each clip, in the numbers of the references; see :class:`Words`."""
+        return Words(captions, dict(self._known), at_spaces_alone=at_spaces_alone)
 
     def count(self, words: Words) -> list[Counted]:
         """The n-grams of one caption a clip, for each order."""

@@ -38,9 +38,8 @@ def tokenise(captions: Sequence[str], tools: Tools) -> list[str]:
         JavaError: a caption needs the jar, and there is no Java, or it failed twice.
         ScoringError: lines out are not lines in; both numbers are given.
     """
-    read = [tokenise_ordinary(caption) for caption in captions]
-    words = [found for found, _ in read]
-    others = [place for place, (_, ordinary) in enumerate(read) if not ordinary]
+    words, ordinary = tokenise_ordinary(captions)
+    others = [place for place, enough in enumerate(ordinary) if not enough]
     sent: set[int] = set()
     for place in others:
         after = place + 1
@@ -56,6 +55,11 @@ def tokenise(captions: Sequence[str], tools: Tools) -> list[str]:
     for place in others:
         words[place] = by_jar[place]
     return words
+
+
+def tokenise_each(captions: Mapping[str, str], tools: Tools) -> dict[str, str]:
+    """:func:`tokenise` for one caption a clip."""
+    return dict(zip(captions, tokenise(list(captions.values()), tools), strict=True))
 
 
 def tokenise_by_jar(captions: Sequence[str], tools: Tools) -> list[str]:

@@ -39,8 +39,8 @@ class ScoreReport:
         altered_candidates: captions in which control characters or ``|||`` became spaces.
         altered_references: the same of references.
         tokeniser: its name.
-        metric_versions: what changes a metric's numbers, by score name (``"idf:refs"``).
-        java: version of the Java that ran, or empty.
+        metric_versions: what changes a metric's numbers, by score name (``"idf:refs"``), and the Java that it ran in.
+        java: version of the Java that ran, or empty: no metric needed one, and no caption.
         versions: of the packages that made the numbers.
         notes: what a reader of the numbers should know.
     """
@@ -90,7 +90,6 @@ class ScoreReport:
             f"split:{self.split}@{self.references_sha256[:8]}",
             f"tok:{self.tokeniser}",
             f"missing:{self.missing_policy}",
-            f"java:{self.java.removeprefix('1.').partition('.')[0] or 'none'}",
             *(f"{package}:{version}" for package, version in self.versions.items()),
         ]
         return "|".join(parts)
@@ -99,7 +98,7 @@ class ScoreReport:
         """One line that tells how a score was made: two scores may be compared if their lines agree.
 
         Example:
-            ``CIDEr|n:240/240|refs:5|split:test@3f2a01bc|tok:ptb3.4.1|idf:refs|missing:error|java:17|...``
+            ``CIDEr|n:240/240|refs:5|split:test@3f2a01bc|tok:ptb3.4.1|idf:refs|missing:error|pycocoevalcap:1.2|...``
         """
         before, missing, after = self.protocol.partition("|missing:")
         own = f"|{self.metric_versions[name]}" if self.metric_versions[name] else ""

@@ -12,7 +12,7 @@ from avpipe.eval import ptb
 from avpipe.eval.coverage import Covered, Missing, Predictions, References, ReferenceSet, cover
 from avpipe.eval.evaluation import Evaluation, TokenisedReferences
 from avpipe.eval.java import JavaError
-from avpipe.eval.metric import MetricResult, find_metrics
+from avpipe.eval.metric import MetricResult, find_metrics, version_of
 from avpipe.eval.scores import ScoreReport
 from avpipe.eval.tools import Tools, pycocoevalcap_version
 from avpipe.pipeline.errors import AvpipeError, ScoringError
@@ -30,6 +30,7 @@ def score(
     missing: Missing = "error",
     split: str = "",
     strict: bool = False,
+    idf: References | None = None,
     tools: Tools | None = None,
 ) -> ScoreReport:
     """Score one caption a clip against its references.
@@ -42,6 +43,8 @@ def score(
             scores an empty caption, ``"drop"`` leaves the clip out.
         split: name of the reference set, for the signature.
         strict: raise where a metric cannot run, instead of giving ``None`` with the reason and a logged warning.
+        idf: captions of another corpus by clip id, in which CIDEr counts document frequencies; where not given it
+            counts them in the references. The signature names it.
         tools: Java and time limits; found where not given.
 
     Raises:
@@ -49,7 +52,7 @@ def score(
         DataError: something is no caption, or an id is given twice.
         UnknownNameError: no metric of that name.
     """
-    scorer = Scorer(references, metrics=metrics, missing=missing, split=split, strict=strict, tools=tools)
+    scorer = Scorer(references, metrics=metrics, missing=missing, split=split, strict=strict, idf=idf, tools=tools)
     return scorer.score(predictions)
 
 
@@ -72,13 +75,16 @@ class Scorer:
         missing: Missing = "error",
         split: str = "",
         strict: bool = False,
+        idf: References | None = None,
         tools: Tools | None = None,
     ) -> None:
         self._wanted = find_metrics(metrics)
         self._references = ReferenceSet.of(references)
         self._missing, self._split, self._strict = missing, split, strict
         self._tools = tools or Tools()
+        self._idf = None if idf is None else ReferenceSet.of(idf)
         self._tokenised: TokenisedReferences | None = None
+        self._tokenised_idf: TokenisedReferences | None = None
 
     def score(self, predictions: Predictions) -> ScoreReport:
         """Score one system's captions; see :func:`score`.
@@ -112,8 +118,8 @@ class Scorer:
             altered_references=self._references.altered,
             tokeniser=ptb.NAME,
             metric_versions={
-                name: versions.get(key) or module.VERSION
-                for key, module in self._wanted.items()
+                name: self._versioned(version_of(metric, java, versions.get(metric, "")))
+                for metric, module in self._wanted.items()
                 for name in module.NAMES
             },
             java=java.version if java else "",
@@ -124,13 +130,19 @@ class Scorer:
     def _run(self, covered: Covered) -> _Ran:
         """Tokenise, then run every metric; what cannot run has a reason instead of a result."""
         try:
-            evaluation = Evaluation.of(covered.candidates, self._of(covered), self._tools)
+            with ThreadPoolExecutor(max_workers=1) as pool:  # what waits for Java leaves the processor to the other
+                words = pool.submit(ptb.tokenise_each, covered.candidates, self._tools)
+                references = self._of(covered)
+            if self._idf and not self._tokenised_idf:
+                self._tokenised_idf = TokenisedReferences.of(self._idf.captions, self._tools)
+            evaluation = Evaluation(
+                covered.candidates, words.result(), references, self._tools, idf=self._tokenised_idf
+            )
         except JavaError as error:
             reason = f"the tokeniser cannot run: {error}"
             return _Ran(reasons={name: reason for module in self._wanted.values() for name in module.NAMES})
         results: dict[str, MetricResult] = {}
         reasons: dict[str, str] = {}
-        # Those that wait for Java leave the processor to the others.
         with ThreadPoolExecutor(max_workers=max(len(self._wanted), 1)) as pool:
             futures = {name: pool.submit(evaluation.result, name) for name in self._wanted}
         for name, future in futures.items():
@@ -145,6 +157,9 @@ class Scorer:
         notes += [note for result in results.values() for note in result.notes]
         notes += [f"Java passed over: {reason}" for reason in (java.passed_over if java else ())]
         return _Ran(results=results, reasons=reasons, notes=notes)
+
+    def _versioned(self, version: str) -> str:
+        return version.replace("idf:refs", f"idf:{self._idf.sha256[:8]}") if self._idf else version
 
     def _of(self, covered: Covered) -> TokenisedReferences:
         """Of the clips that are scored. A clip has the words that it has in the whole set, whatever is left out."""
@@ -198,7 +213,8 @@ class ValidationScorer:
         if absent:
             raise ScoringError(f"{len(absent)} of {len(wanted)} clips have no caption: {', '.join(absent[:10])}")
         covered = cover(captions, self._references, "empty")
-        evaluation = Evaluation.of(covered.candidates, self._tokenised, self._tools)
+        words = ptb.tokenise_each(covered.candidates, self._tools)
+        evaluation = Evaluation(covered.candidates, words, self._tokenised, self._tools)
         return evaluation.result(self._module).corpus[self.metric]
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
-from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +27,9 @@ class Tools:
         pictures: features of what is to be seen, in the space that a CLIP shares with text; ``None``: there are none.
 
     Attributes:
+        patience_seconds: as given.
         pictures: as given.
+        java_used: the Java that was asked for so far, or ``None``: nothing needed one.
         networks: the networks that metrics ask for; read when first wanted.
 
     Raises:
@@ -46,24 +48,26 @@ class Tools:
         self.networks = Networks(weights or {})
         self.pictures = pictures
         self.patience_seconds = patience_seconds
+        self.java_used: Java | None = None
+        self._lock = threading.Lock()
 
-    @cached_property
+    @property
     def java(self) -> Java:
         """The Java to use.
 
         Raises:
             JavaError: there is none.
         """
-        return self._given or find_java()
-
-    @property
-    def java_used(self) -> Java | None:
-        """The Java that was asked for so far, or ``None``: nothing needed one."""
-        return self.__dict__.get("java")
+        with self._lock:  # metrics ask from several threads
+            self.java_used = self.java_used or self._given or find_java()
+            return self.java_used
 
     def __getstate__(self) -> dict[str, Any]:
         # Another machine may have it elsewhere.
-        return {key: value for key, value in self.__dict__.items() if key != "java"}
+        return {key: value for key, value in self.__dict__.items() if key not in ("java_used", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= {**state, "java_used": None, "_lock": threading.Lock()}
 
 
 def pycocoevalcap_file(*parts: str) -> Path:

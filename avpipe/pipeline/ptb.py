@@ -23,8 +23,8 @@ number after a number ("1 1/2", telephone numbers).
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
-from operator import and_
 from string import ascii_lowercase
 
 _ABBREVIATED = """
@@ -46,6 +46,9 @@ DROPPED = frozenset(['"', "''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "-
 _IN_TWO = {word.replace(" ", ""): word for word in ("can not", "gon na", "got ta", "lem me", "gim me", "wan na")}
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _QUOTES = str.maketrans({"’": "'", "‘": "`", "“": '"', "”": '"'})
+
+_PLAIN, _DIGITS, _OTHER, _ANOTHER = range(4)
+_BETWEEN = "\n"
 
 _LETTER = "A-Za-zÀ-ÖØ-öø-ÿ"
 _CLITIC = r"'(?:s|m|d|ll|re|ve)"
@@ -87,34 +90,47 @@ _TOKEN = re.compile(
 
 def is_ordinary(text: str) -> bool:
     """Whether :func:`words` is known to give what the jar gives, whatever text stands after it."""
-    return tokenise(text)[1]
+    return tokenise([text])[1][0]
 
 
 def words(text: str) -> str:
     """A caption as lower-case tokens with single spaces between them, punctuation dropped."""
-    return tokenise(text)[0]
+    return tokenise([text])[0][0]
 
 
-def tokenise(text: str) -> tuple[str, bool]:
-    """:func:`words` and :func:`is_ordinary`, in one reading."""
-    parts = [_read(part) for part in text.split(" ") if part]
-    has_digit = [part[2] for part in parts]
-    ordinary = all(part[1] for part in parts) and not any(map(and_, has_digit, has_digit[1:]))
-    return " ".join([part[0] for part in parts if part[0]]), ordinary
+def tokenise(texts: Sequence[str]) -> tuple[list[str], list[bool]]:
+    """Of each text :func:`words` and :func:`is_ordinary`: of many at once, a tenth of the time."""
+    if not texts:
+        return [], []
+    # One text is told from the next by a part of its own between them; that any other whitespace is none of the
+    # ordinary characters is known before.
+    parts = f" {_BETWEEN} ".join([text.replace(_BETWEEN, "\t") for text in texts]).split(" ")
+    read = {part: _read(part) for part in dict.fromkeys(parts)}
+    read[_BETWEEN] = (_BETWEEN, _ANOTHER)
+    words_of = {part: words for part, (words, _) in read.items()}
+    kind_of = {part: kind for part, (_, kind) in read.items()}
+    lines = " ".join(filter(None, map(words_of.__getitem__, parts))).split(_BETWEEN)
+    kinds = bytes(map(kind_of.__getitem__, filter(None, parts))).split(bytes([_ANOTHER]))
+    twice = bytes([_DIGITS, _DIGITS])
+    return [line.strip(" ") for line in lines], [_OTHER not in kind and twice not in kind for kind in kinds]
 
 
 @lru_cache(1 << 17)
-def _read(part: str) -> tuple[str, bool, bool]:
-    """Of what stands between two spaces: its words, whether it is ordinary by itself, and whether it has a digit.
+def _read(part: str) -> tuple[str, int]:
+    """Of what stands between two spaces: its words, and whether it is ordinary by itself, without or with a digit.
 
     Captions use few words again and again, so that most are read once.
     """
+    if part.isascii() and part.isalpha():  # most are one word, and the rules below leave them as they are
+        word = part.lower()
+        return _IN_TWO.get(word, word), _PLAIN
     straight = part.translate(_QUOTES)
     tokens = [token.lower() for piece in straight.split() for token in _TOKEN.findall(piece)]
     kept = [token for token in tokens if token not in DROPPED and not token.startswith("--")]
     words = " ".join(_IN_TWO.get(token) or _BRACKETS.get(token) or token for token in kept)
-    ordinary = _CHARACTERS.fullmatch(part) is not None and _is_ordinary_part(straight)
-    return words, ordinary, any(letter.isdigit() for letter in straight)
+    if not _CHARACTERS.fullmatch(part) or not _is_ordinary_part(straight):
+        return words, _OTHER
+    return words, _DIGITS if any(letter.isdigit() for letter in straight) else _PLAIN
 
 
 def _is_ordinary_part(straight: str) -> bool:

@@ -187,7 +187,8 @@ def test_cider_of_a_single_clip_is_zero_and_says_why() -> None:
     result = load("cider").compute(evaluation_of({"a": ["a dog barks"]}, {"a": "a dog barks"}))
     assert result.corpus == {"CIDEr": 0.0}
     assert result.notes == (
-        "CIDEr of a single clip is always 0: its word weights are counted over the clips that are scored",
+        "CIDEr of a single clip is always 0: its word weights are counted over the clips that are scored; count them "
+        "in a corpus (idf=)",
     )
     several = evaluation_of({"a": ["a dog"], "b": ["a cat"]}, {"a": "a dog", "b": "a cat"})
     assert load("cider").compute(several).notes == ()

@@ -46,9 +46,24 @@ def test_nothing_needs_no_java(no_java: None) -> None:
     assert ptb.tokenise([], Tools()) == []
 
 
-def test_no_java(no_java: None) -> None:
-    with pytest.raises(JavaError, match="no usable Java"):
-        ptb.tokenise(["a"], Tools())
+def test_without_java_ordinary_captions_have_their_words(no_java: None) -> None:
+    assert ptb.tokenise(["A man, riding.", "Two dogs"], Tools()) == ["a man riding", "two dogs"]
+
+
+def test_without_java_others_are_told_of(no_java: None) -> None:
+    with pytest.raises(JavaError, match=r"1 of 2 captions need its jar, as 'a 😀 cat' does: no usable Java"):
+        ptb.tokenise(["a", "a 😀 cat"], Tools())
+
+
+# What the jar makes of a line may depend on how the next one begins; None of these is ordinary.
+FOLLOWED = ["he meets Dr.", "Who is there", "no.", "", " ", "5 men", "plan B.", "The end", "1 1/2 cups of etc."]
+
+
+@given(st.lists(st.sampled_from([*FOLLOWED, "a dog", "😀", "Mr.", "...", "x. Y"]), max_size=12))
+@settings(max_examples=25, deadline=None)
+def test_what_is_sent_alone_is_read_as_among_all(captions: list[str]) -> None:
+    tools = Tools(find_java())
+    assert ptb.tokenise(captions, tools) == ptb.tokenise_by_jar(captions, tools)
 
 
 def test_words_equal_those_of_pycocoevalcap(tools: Tools, original_java: None) -> None:
@@ -74,18 +89,18 @@ def test_each_control_character_and_separator_is_survived(tools: Tools) -> None:
 
 def test_a_caption_that_is_not_cleaned_stops_with_both_numbers(tools: Tools) -> None:
     with pytest.raises(ScoringError, match=r"3 captions in, 4 lines out"):
-        ptb.tokenise(["one", "two\rtwo", "three"], tools)
+        ptb.tokenise_by_jar(["one", "two\rtwo", "three"], tools)
 
 
 def test_a_line_short_stops_with_both_numbers(fake_java: FakeJava) -> None:
     java = fake_java("read first; exec cat")
     with pytest.raises(ScoringError, match=r"3 captions in, 2 lines out"):
-        ptb.tokenise(["one", "two", "three"], Tools(java))
+        ptb.tokenise_by_jar(["one", "two", "three"], Tools(java))
 
 
 def test_a_hanging_tokeniser_is_tried_twice(fake_java: FakeJava) -> None:
     with pytest.raises(JavaError, match=r"PTB tokeniser hangs: no sign of life for 0\.3 s.*tried twice"):
-        ptb.tokenise(["one"], Tools(fake_java("exec sleep 987"), patience_seconds=0.3))
+        ptb.tokenise(["a 😀"], Tools(fake_java("exec sleep 987"), patience_seconds=0.3))
 
 
 def test_paths_with_spaces(tools: Tools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +108,7 @@ def test_paths_with_spaces(tools: Tools, tmp_path: Path, monkeypatch: pytest.Mon
     folder.mkdir()
     (folder / "jar").symlink_to(pycocoevalcap_file("tokenizer", "stanford-corenlp-3.4.1.jar"))
     monkeypatch.setattr(ptb, "pycocoevalcap_file", lambda *_: folder / "jar")
-    assert ptb.tokenise(["A man, riding"], tools) == ["a man riding"]
+    assert ptb.tokenise(["A man, riding 😀"], tools) == ["a man riding"]
 
 
 def test_missing_jar() -> None:

@@ -33,7 +33,7 @@ REPORT = ScoreReport(
     versions={"pycocoevalcap": "1.2", "avpipe": "0.1.0"},
     notes=("a note",),
 )
-REST = "java:8|pycocoevalcap:1.2|avpipe:0.1.0"
+REST = "pycocoevalcap:1.2|avpipe:0.1.0"
 
 
 def test_signature_of_each_score() -> None:
@@ -46,7 +46,7 @@ def test_signature_of_each_score() -> None:
 def test_protocol_is_what_the_signatures_share() -> None:
     several = replace(REPORT, references_per_clip=(1, 9), split="", java="")
     assert several.protocol == (
-        "n:2/3|refs:1-9|split:@3f2a01bc|tok:ptb3.4.1|missing:drop|java:none|pycocoevalcap:1.2|avpipe:0.1.0"
+        "n:2/3|refs:1-9|split:@3f2a01bc|tok:ptb3.4.1|missing:drop|pycocoevalcap:1.2|avpipe:0.1.0"
     )
 
 

@@ -44,9 +44,10 @@ def test_per_clip_scores_have_their_own_ids(report: ScoreReport) -> None:
 
 
 def test_signature(report: ScoreReport) -> None:
+    assert "|meteor:1.5|java:17|missing:error|" in report.signature("METEOR")
     assert report.signature("CIDEr") == (
         f"CIDEr|n:7/7|refs:2-3|split:test@{report.references_sha256[:8]}|tok:ptb3.4.1|idf:refs|missing:error|"
-        f"java:17|pycocoevalcap:1.2|avpipe:{__version__}"
+        f"pycocoevalcap:1.2|avpipe:{__version__}"
     )
 
 
@@ -102,6 +103,14 @@ def test_one_clip_with_its_note(tools: Tools) -> None:
 # Java in trouble
 
 
+def test_without_java_ordinary_captions_have_all_scores_but_one(no_java: None) -> None:
+    report = score({"a": "a dog", "b": "two cats"}, {"a": ["a dog barks"], "b": ["two cats"]})
+    assert [name for name, value in report.scores.items() if value is None] == ["METEOR"]
+    assert "no usable Java" in report.reasons["METEOR"]
+    assert report.scores["Bleu_1"] == pytest.approx(0.7788, abs=1e-4)  # 4 of 4 words, length 4 for 5
+    assert "|meteor:1.5|java:none|" in report.signature("METEOR")
+
+
 def test_without_java_every_score_is_none_with_the_reason_and_a_warning(
     no_java: None, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -111,13 +120,13 @@ def test_without_java_every_score_is_none_with_the_reason_and_a_warning(
     assert not report.complete
     assert "no usable Java" in report.reasons["CIDEr"]
     assert report.per_clip == {key: {} for key in TOY_REFERENCES}
-    assert "|java:none|" in report.signature("CIDEr")
+    assert "|meteor:1.5|java:none|" in report.signature("METEOR")
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith("Bleu_1, Bleu_2, Bleu_3, Bleu_4, METEOR, ROUGE_L, CIDEr: no score, ")
 
 
 def test_without_java_strict_scoring_stops(no_java: None) -> None:
-    with pytest.raises(ScoringError, match=r"METEOR.*: no score, the tokeniser cannot run: no usable Java"):
+    with pytest.raises(ScoringError, match=r"METEOR.*, the tokeniser cannot run: 4 of 15 captions.*no usable Java"):
         score(TOY_CANDIDATES, TOY_REFERENCES, strict=True)
 
 

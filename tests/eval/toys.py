@@ -35,10 +35,15 @@ TOY_CANDIDATES = {
 
 
 def evaluation_of(
-    references: Mapping[str, Sequence[str]], candidates: Mapping[str, str], tools: Tools | None = None
+    references: Mapping[str, Sequence[str]],
+    candidates: Mapping[str, str],
+    tools: Tools | None = None,
+    idf: Mapping[str, Sequence[str]] | None = None,
 ) -> Evaluation:
     """Of captions that are words already."""
-    return Evaluation(candidates, candidates, TokenisedReferences(references, references), tools or Tools())
+    whole = TokenisedReferences(references, references)
+    corpus = TokenisedReferences(idf, idf) if idf else None
+    return Evaluation(candidates, candidates, whole, tools or Tools(), idf=corpus)
 
 
 def stand_in(evaluation: Evaluation, name: str, result: MetricResult) -> None:

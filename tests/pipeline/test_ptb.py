@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import random
 import string
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +14,9 @@ from avpipe.eval import ptb as jar
 from avpipe.eval.coverage import clean
 from avpipe.eval.java import find_java
 from avpipe.eval.tools import Tools
-from avpipe.pipeline.ptb import ABBREVIATIONS, DROPPED, is_ordinary, words
+from avpipe.pipeline.ptb import ABBREVIATIONS, DROPPED, is_ordinary, tokenise, words
+
+from ..annotations import read
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +66,12 @@ def test_words() -> None:
 
 
 def test_words_are_those_of_the_jar(tools: Tools) -> None:
-    assert dict(zip(ORDINARY, jar.tokenise(list(ORDINARY), tools), strict=True)) == ORDINARY
+    assert dict(zip(ORDINARY, jar.tokenise_by_jar(list(ORDINARY), tools), strict=True)) == ORDINARY
 
 
 def test_what_is_not_ordinary_is_told(tools: Tools) -> None:
     assert not any(is_ordinary(text) for text in OTHERS)
-    assert jar.tokenise(list(OTHERS), tools) == [theirs for theirs, _ in OTHERS.values()]
+    assert jar.tokenise_by_jar(list(OTHERS), tools) == [theirs for theirs, _ in OTHERS.values()]
     assert {text: words(text) for text, (_, ours) in OTHERS.items() if ours is not None} == {
         text: ours for text, (_, ours) in OTHERS.items() if ours is not None
     }
@@ -143,7 +141,19 @@ def test_words_of_ordinary_texts_are_those_of_the_jar_whatever_comes_next(seed: 
     writer = Writer(seed)
     texts = [text for text in (writer.text() for _ in range(1000)) if is_ordinary(text)]
     assert len(texts) > 500
-    found = zip(texts, map(words, texts), jar.tokenise(texts, Tools(find_java())), strict=True)
+    found = zip(texts, map(words, texts), jar.tokenise_by_jar(texts, Tools(find_java())), strict=True)
+    assert [row for row in found if row[1] != row[2]] == []
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_captions_of_any_kind_are_read_as_by_the_jar(tools: Tools) -> None:
+    """Ordinary ones in Python, and the others by the jar among those that come next."""
+    writer = Writer(0)
+    parts = [writer.part() for _ in range(20_000)]
+    texts = [" ".join(writer.random.choices(parts, k=writer.random.randint(0, 6))) for _ in range(100_000)]
+    ordinary = sum(map(is_ordinary, texts))
+    assert 20_000 < ordinary < 80_000
+    found = zip(texts, jar.tokenise(texts, tools), jar.tokenise_by_jar(texts, tools), strict=True)
     assert [row for row in found if row[1] != row[2]] == []
 
 
@@ -155,26 +165,12 @@ def test_any_text_has_words(any_text: str) -> None:
     assert found == found.lower() or not is_ordinary(any_text)
 
 
+@given(st.lists(st.one_of(st.text(), st.sampled_from([*ORDINARY, *OTHERS, "\n", " a\n\n1 2 ", "1", "2"]))))
+def test_many_texts_at_once_are_read_as_each_alone(texts: list[str]) -> None:
+    assert tokenise(texts) == ([words(text) for text in texts], [is_ordinary(text) for text in texts])
+
+
 # -- real captions -----------------------------------------------------------------------------------------------------
-
-
-def captions_of(annotations: Path) -> Iterator[str]:
-    """What the official files hold."""
-    for path in sorted(annotations.glob("activitynet/*.json")):
-        for video in json.loads(path.read_text()).values():
-            yield from video["sentences"]
-    for path in sorted([*annotations.glob("audiocaps/*.csv"), *annotations.glob("clotho/*.csv")]):
-        with path.open(encoding="utf-8", newline="") as file:
-            yield from (value for row in csv.DictReader(file) for key, value in row.items() if "caption" in key)
-    for path in sorted(annotations.glob("msrvtt/*.zip")):
-        with zipfile.ZipFile(path) as whole:
-            for name in whole.namelist():
-                if name.endswith(".json") and "__" not in name:
-                    yield from (sentence["caption"] for sentence in json.loads(whole.read(name))["sentences"])
-    for path in sorted(annotations.glob("valor32k/*.json")):
-        yield from (row["desc"] for row in json.loads(path.read_text()))
-    for path in sorted(annotations.glob("vatex/vatex_validation*.json")):
-        yield from (caption for row in json.loads(path.read_text()) for caption in row["enCap"])
 
 
 @pytest.mark.shared
@@ -183,8 +179,9 @@ def test_real_captions_are_ordinary_and_tokenised_as_by_the_jar(shared: Path, to
     annotations = shared / "annotations"
     if not annotations.is_dir():
         pytest.skip("no annotations in ../shared")
-    captions = [clean(caption) for caption in captions_of(annotations)][::20]
+    found = [text for clips in read(annotations).values() for texts in clips.values() for text in texts]
+    captions = list(map(clean, found[::20]))
     assert len(captions) > 3000
     ordinary = [caption for caption in captions if is_ordinary(caption)]
     assert len(ordinary) / len(captions) > 0.98
-    assert [words(caption) for caption in ordinary] == jar.tokenise(ordinary, tools)
+    assert [words(caption) for caption in ordinary] == jar.tokenise_by_jar(ordinary, tools)

@@ -7,8 +7,7 @@ the length of the reference that is closest in length, the shorter of two, count
 
     BLEU-n = exp(min(0, 1 - r / c)) * (product for k = 1..n of correct_k / guessed_k)^(1/n)
 
-Deviations: of speed alone. Where there is a single clip, the brevity penalty is by the average length of its
-references, as there.
+Deviations: of speed alone.
 
 The corpus score is computed from the counts of all clips, so it is not the mean of the per-clip scores.
 """
@@ -52,8 +51,6 @@ def compute(evaluation: Evaluation) -> MetricResult:
     # The nearest length, and of two the shorter: the least of (distance, length), as one number.
     apart = np.abs(references.words.lengths - words.lengths[references.clip_of_row])
     nearest = np.minimum.reduceat(apart << 32 | references.words.lengths, references.first_rows) & (1 << 32) - 1
-    if clips == 1:
-        nearest = np.array([references.words.lengths.mean()])
     statistics = np.column_stack([correct, guessed, words.lengths, nearest]).astype(np.float64)
     by_name = aggregate(statistics)
     return MetricResult(

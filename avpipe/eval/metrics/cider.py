@@ -13,8 +13,11 @@ clips; l is the number of bigrams::
     CIDEr-D    = 10 * mean over the references and n = 1..4 of sim_n
 
 Document frequencies are counted in the references that are scored against. A single clip therefore scores 0: every
-n-gram of its references occurs in all documents there are. What rewards self-critical training, a few captions a
-step of any clip, is :mod:`avpipe.pipeline.cider_d`.
+n-gram of its references occurs in all documents there are. With ``idf`` they are counted in another corpus (training
+captions, say), each clip of it a document, and the signature names it: such scores cannot be compared with published
+ones, but do not depend on what else is scored.
+
+What rewards self-critical training, a few captions a step of any clip, is :mod:`avpipe.pipeline.cider_d`.
 """
 
 from __future__ import annotations
@@ -50,19 +53,23 @@ def similarity(
     """
     import numpy as np
 
-    from avpipe.eval.ngrams import LONGEST, CountedReferences
+    from avpipe.eval.ngrams import LONGEST, Beside, CountedReferences
 
-    references = evaluation.references.once(CountedReferences.of)
+    references = evaluation.references.once(Beside(evaluation.idf) if evaluation.idf else CountedReferences.of)
     words = references.read(list(evaluation.words.values()))
-    clips, rows = len(words.lengths), len(references.clip_of_row)
-    documents = np.log(np.broadcast_to(clips if corpora is None else np.asarray(corpora), clips))
+    clips = len(words.lengths)
+    rows = sum(map(len, evaluation.references.words.values()))
+    clip_of_row = references.clip_of_row[:rows]  # of what is scored
+    documents, first_document = (len(evaluation.idf.words), clips) if evaluation.idf else (clips, 0)
+    # Of each clip's corpus, as logarithms.
+    sizes = np.log(np.broadcast_to(documents if corpora is None else np.asarray(corpora), len(references.first_rows)))
     total = np.zeros(rows)
     for known, counted in zip(references.orders, references.count(words), strict=True):
         # At last, that of an n-gram that no reference has.
-        frequencies = np.log(np.append(known.documents, 1))
-        row_weights = known.counts * (documents[references.clip_of_row[known.rows]] - frequencies[known.numbers])
+        frequencies = np.log(np.maximum(np.append(known.documents(first_document), 1), 1))
+        row_weights = known.counts * (sizes[references.clip_of_row[known.rows]] - frequencies[known.numbers])
         own_frequencies = frequencies[np.minimum(counted.numbers, len(known.keys))]
-        own_weights = counted.counts * (documents[counted.clips] - own_frequencies)
+        own_weights = counted.counts * (sizes[counted.clips] - own_frequencies)
         # Each n-gram of a caption beside each reference of its clip that has it.
         first = np.searchsorted(known.row_clip_keys, counted.clip_keys, side="left")
         several = np.searchsorted(known.row_clip_keys, counted.clip_keys, side="right") - first
@@ -71,15 +78,17 @@ def similarity(
         their = row_weights[places]
         products = (np.minimum(own, their) if clipped else own) * their
         dots = np.bincount(known.rows[places], products, rows)
-        norms = np.sqrt(np.bincount(counted.clips, own_weights**2, clips))[references.clip_of_row]
-        norms *= np.sqrt(np.bincount(known.rows, row_weights**2, rows))
+        norms = np.sqrt(np.bincount(counted.clips, own_weights**2, clips))[clip_of_row]
+        norms *= np.sqrt(np.bincount(known.rows, row_weights**2, rows)[:rows])
         total += np.divide(dots, norms, out=np.zeros(rows), where=norms > 0)
     if clipped:
-        lengths, own_lengths = np.maximum(references.words.lengths - 1, 0), np.maximum(words.lengths - 1, 0)
-        total *= np.exp(-((lengths - own_lengths[references.clip_of_row]) ** 2) / (2 * SIGMA**2))
-    means = np.bincount(references.clip_of_row, total, clips) / np.bincount(references.clip_of_row, minlength=clips)
-    scores = 10 / LONGEST * means
-    alone = f"{name} of a single clip is always 0: its word weights are counted over the clips that are scored"
+        apart = np.maximum(references.words.lengths[:rows] - 1, 0) - np.maximum(words.lengths - 1, 0)[clip_of_row]
+        total *= np.exp(-(apart**2) / (2 * SIGMA**2))
+    scores = 10 / LONGEST * np.bincount(clip_of_row, total, clips) / np.bincount(clip_of_row, minlength=clips)
+    alone = (
+        f"{name} of a single clip is always 0: its word weights are counted over the clips that are scored; "
+        "count them in a corpus (idf=)"
+    )
     return MetricResult.of_means(
-        {name: dict(zip(evaluation.words, scores.tolist(), strict=True))}, notes=(alone,) if clips == 1 else ()
+        {name: dict(zip(evaluation.words, scores.tolist(), strict=True))}, notes=(alone,) if documents == 1 else ()
     )

@@ -17,7 +17,7 @@ and all six of them where there are fewer, which cannot be meant; here it is alw
 from __future__ import annotations
 
 from avpipe.eval.evaluation import Evaluation
-from avpipe.eval.metric import MetricResult
+from avpipe.eval.metric import MetricResult, load
 
 NAMES = ("FER",)
 VERSION = "threshold:0.9"  # the weights are told by the result
@@ -58,7 +58,7 @@ def penalised(evaluation: Evaluation, metric: str, name: str, penalised_name: st
         clip_id: score * (1 - PENALTY * errors.per_clip["FER"][clip_id])
         for clip_id, score in scored.per_clip[name].items()
     }
-    versions = (scored.version, errors.version, f"penalty:{PENALTY}")
+    versions = (scored.version or load(metric).VERSION, errors.version, f"penalty:{PENALTY}")
     return MetricResult.of_means(
         {penalised_name: per_clip}, notes=scored.notes, version="|".join(filter(None, versions))
     )

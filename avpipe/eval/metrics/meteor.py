@@ -26,6 +26,7 @@ from avpipe.eval.tools import Tools, pycocoevalcap_file
 
 NAMES = ("METEOR",)
 VERSION = "meteor:1.5"
+JAVA = True
 
 _SEPARATOR = " ||| "
 _HEAP_MEGABYTES = 1024  # 512 is enough, 384 doubles the time

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from avpipe.eval.ngrams import Ints
+
 NAMES = ("ROUGE_L",)
 VERSION = "beta:1.2"
 
@@ -32,17 +34,15 @@ def compute(evaluation: Evaluation) -> MetricResult:
     from avpipe.eval.ngrams import CountedReferences
 
     references = evaluation.references.once(CountedReferences.of)
-    theirs, own = references.words, references.read(list(evaluation.words.values()))
-    clips = references.clip_of_row
-    common = np.where((theirs.lengths == 0) & (own.lengths[clips] == 0), 1, 0)
+    theirs, clips, first_rows = references.words_at_spaces, references.clip_of_row, references.first_rows
+    own = references.read(list(evaluation.words.values()), at_spaces_alone=True)
+    common = np.empty_like(clips)
     rows = np.lexsort((own.lengths[clips], theirs.lengths))  # those of a length together, so that little is padded
     for start in range(0, len(rows), _ROWS):
         some = rows[start : start + _ROWS]
-        common[some] += common_subsequence(own.padded(clips[some], -1), theirs.padded(some, -2))
-    precision = common / np.maximum(own.lengths[clips], 1)
-    recall = common / np.maximum(theirs.lengths, 1)
-    best_precision = np.maximum.reduceat(precision, references.first_rows)
-    best_recall = np.maximum.reduceat(recall, references.first_rows)
+        common[some] = common_subsequence(own.padded(clips[some], -1), theirs.padded(some, -2))
+    best_precision = np.maximum.reduceat(common / own.lengths[clips], first_rows)
+    best_recall = np.maximum.reduceat(common / theirs.lengths, first_rows)
     below = best_recall + _BETA**2 * best_precision
     scores = np.divide(
         (1 + _BETA**2) * best_precision * best_recall, below, out=np.zeros_like(below), where=best_precision > 0
@@ -50,7 +50,7 @@ def compute(evaluation: Evaluation) -> MetricResult:
     return MetricResult.of_means({"ROUGE_L": dict(zip(evaluation.words, scores.tolist(), strict=True))})
 
 
-def common_subsequence(some: npt.NDArray[np.int64], others: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def common_subsequence(some: npt.NDArray[np.integer], others: npt.NDArray[np.integer]) -> Ints:
     """Length of the longest common subsequence of each pair of rows.
 
     Args:

@@ -18,7 +18,8 @@ from avpipe.eval.metric import MetricResult
 from avpipe.eval.metrics.fer import penalised
 
 NAMES = ("SPIDEr-FL",)
-VERSION = "idf:refs|threshold:0.9|penalty:0.9"  # the weights are told by the result
+VERSION = "threshold:0.9|penalty:0.9"  # that of SPIDEr, and the weights, are told by the result
+JAVA = True
 
 
 def compute(evaluation: Evaluation) -> MetricResult:
