@@ -122,7 +122,7 @@ def test_errors_are_those_of_the_last_output_above_nine_tenths(folder: Path, eva
 def test_an_error_costs_nine_tenths(evaluation: Evaluation, metric: str, name: str, of: str, of_name: str) -> None:
     if of == "spider":
         scores = {key: 0.1 * number for number, key in enumerate(CANDIDATES)}
-        stand_in(evaluation, "spider", MetricResult.of_means({"SPIDEr": scores}, notes=("a note",)))
+        stand_in(evaluation, "spider", MetricResult.of_means({"SPIDEr": scores}, ("a note",), "stand-in"))
     before, errors = evaluation.result(of).per_clip[of_name], evaluation.result("fer").per_clip["FER"]
     result = load(metric).compute(evaluation)
     assert result.per_clip[name] == pytest.approx(

@@ -59,7 +59,8 @@ def results(
         weights = {"sbert": str(make_sbert(folder / "sbert")), "echecker": str(make_echecker(folder / "echecker"))}
         pictures = make_clip(folder / "clip", list(words[0]))
         evaluation = evaluation_of(*words, Tools(packaged_java, weights=weights, pictures=pictures))
-        stand_in(evaluation, "spider", MetricResult.of_means({"SPIDEr": dict.fromkeys(words[0], 0.5)}))
+        spider = MetricResult.of_means({"SPIDEr": dict.fromkeys(words[0], 0.5)}, version="stand-in")
+        stand_in(evaluation, "spider", spider)
         yield {name: load(name).compute(evaluation) for name in METRICS}
 
 
