@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from avpipe.api.judging import tools_for
 from avpipe.api.places import check_extracted, open_features
 from avpipe.api.preparing import clips_of
 from avpipe.pipeline.errors import ClipError, UnknownNameError, UsageError
@@ -120,7 +121,8 @@ def score_run(
         name = subset.name_of(split)
     references = {clip.clip_id: clip.captions for clip in clips}
     candidates = {clip_id: text for clip_id, text in captions.items() if clip_id in references}
-    report = score(candidates, references, metrics=metrics or DEFAULT, missing=missing, split=name)
+    tools = tools_for(workspace, dataset, metrics or DEFAULT)
+    report = score(candidates, references, metrics=metrics or DEFAULT, missing=missing, split=name, tools=tools)
     report = _noting(report, subset)
     report.write(folder / "scores")
     return report

@@ -78,6 +78,14 @@ def test_every_look_at_the_test_split_is_one_line_of_its_log(avpipe: Avpipe, use
         assert len(log.read_text(encoding="utf-8").splitlines()) == looks
 
 
+def test_a_run_without_pictures_has_no_clipscore_but_the_reason(avpipe: Avpipe, used: Workspace) -> None:
+    said = avpipe("score", "--split", "val", "--metrics", "clipscore", "--json", "-w", used.root)
+    assert said.status == 1
+    report = json.loads(said.out)
+    assert report["scores"] == {"CLIPScore": None, "RefCLIPScore": None}
+    assert "avpipe extract -d DATASET -e clip_vit" in report["reasons"]["CLIPScore"]
+
+
 def test_a_misspelt_metric_is_no_look_at_the_test_split(avpipe: Avpipe, used: Workspace) -> None:
     said = avpipe("score", "--metrics", "cidre", "-w", used.root)
     assert said.status == 2

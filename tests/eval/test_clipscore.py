@@ -11,6 +11,7 @@ import open_clip
 import pytest
 import torch
 
+from avpipe.api.judging import tools_for
 from avpipe.eval import score
 from avpipe.eval.evaluation import Evaluation
 from avpipe.eval.metrics import clipscore
@@ -18,6 +19,9 @@ from avpipe.eval.networks import TextTower
 from avpipe.eval.tools import Tools
 from avpipe.pipeline.errors import CheckpointError, MissingWeightsError, ScoringError
 from avpipe.pipeline.features import FeatureSpec
+from avpipe.pipeline.shards import ShardPlan, write_spec
+from avpipe.pipeline.store import ShardWriter
+from avpipe.pipeline.workspace import Workspace
 
 from .small_networks import Pictures, make_clip
 from .toys import TOY_CANDIDATES, TOY_REFERENCES, evaluation_of
@@ -155,3 +159,21 @@ def test_without_pictures_there_is_no_score_but_the_reason(pictures: Pictures) -
     assert "avpipe extract -d DATASET -e clip_vit clip_vit.tokens=embedding" in report.reasons["CLIPScore"]
     report = score({"new": "waves"}, {"new": ["waves"]}, metrics=["clipscore"], tools=Tools(pictures=pictures))
     assert report.reasons["CLIPScore"] == "feature set 'clip' has no pictures of 1 of 1 clips: new"
+
+
+def test_pictures_of_a_dataset_are_found_in_the_workspace(pictures: Pictures, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    assert tools_for(workspace, "toys", ["clipscore"]).pictures is None
+    tokens = replace(pictures.spec, name="tokens", config={**pictures.spec.config, "tokens": "all"})
+    small = replace(pictures.spec, name="a-small-one", config={**pictures.spec.config, "model": "small-CLIP"})
+    paper = replace(pictures.spec, name="clip", config={**pictures.spec.config, "model": "ViT-B-32"})
+    for spec in (tokens, small, paper):
+        folder = workspace.feature_set("toys", spec.name)
+        write_spec(folder, spec)
+        with ShardWriter(folder, ShardPlan(0, tuple(pictures.clip_ids)), spec) as shard:
+            for clip_id in pictures.clip_ids:
+                shard.add(clip_id, pictures.read(clip_id))
+    found = tools_for(workspace, "toys", ["RefCLIPScore", "cider"]).pictures
+    assert found is not None and found.spec.name == "clip"
+    assert found.read("m0").data == pytest.approx(pictures.read("m0").data)
+    assert tools_for(workspace, "toys", ["cider"]).pictures is None
