@@ -48,7 +48,7 @@ from avpipe.eval import ptb
 from avpipe.eval.coco import read_json
 from avpipe.eval.coverage import MISSING, Missing, clean
 from avpipe.eval.evaluation import Evaluation, TokenisedReferences
-from avpipe.eval.metric import Metric, aggregate, find_metrics
+from avpipe.eval.metric import Metric, aggregate, find_metrics, version_of
 from avpipe.eval.tools import Tools, pycocoevalcap_version
 from avpipe.pipeline.errors import AvpipeError, DataError, ScoringError, UsageError, did_you_mean
 
@@ -100,15 +100,21 @@ class DenseReport:
         thresholds: of tIoU.
         scores: by name, one a threshold; ``None``: could not be computed, and ``reasons`` says why.
         reasons: why a score is ``None``, by name.
-        protocol: one line that tells how the scores were made: two reports may be compared if their lines agree.
+        versions: what changes a metric's numbers, by score name.
+        protocol: how all scores were made: their signatures, without what tells one metric from another.
         notes: what a reader of the numbers should know.
     """
 
     thresholds: tuple[float, ...]
     scores: Mapping[str, tuple[float, ...] | None]
     reasons: Mapping[str, str]
+    versions: Mapping[str, str]
     protocol: str
     notes: tuple[str, ...] = ()
+
+    def signature(self, name: str) -> str:
+        """One line that tells how a score was made: two scores may be compared if their lines agree."""
+        return "|".join(filter(None, (name, self.protocol, self.versions.get(name, ""))))
 
     @property
     def complete(self) -> bool:
@@ -127,7 +133,7 @@ class DenseReport:
             "scores": self.means,
             "by_threshold": {name: values and list(values) for name, values in self.scores.items()},
             "reasons": dict(self.reasons),
-            "protocol": self.protocol,
+            "signatures": {name: self.signature(name) for name in self.scores},
             "notes": list(self.notes),
         }
 
@@ -165,11 +171,14 @@ def score_dense(
     precision, recall = _proposals(videos, predictions, references, thresholds)
     scores: dict[str, tuple[float, ...] | None] = {}
     reasons: dict[str, str] = {}
+    versions: dict[str, str] = {}
     evaluation: Evaluation | None = None
     for key, module in modules.items():
         try:
             evaluation = evaluation or pairs.evaluation(tools)
             scores |= _score(key, module, pairs, evaluation)
+            told = "idf:video" if key in _BY_DOCUMENTS else evaluation.result(key).version if pairs.sentences else ""
+            versions |= dict.fromkeys(module.NAMES, version_of(key, tools.java_used, told))
         except AvpipeError as error:
             scores |= dict.fromkeys(module.NAMES)
             reasons |= dict.fromkeys(module.NAMES, str(error))
@@ -178,6 +187,7 @@ def score_dense(
         thresholds=tuple(thresholds),
         scores=scores,
         reasons=reasons,
+        versions=versions,
         protocol=_protocol(videos, absent, predictions, references, missing),
         notes=tuple(_notes(absent, predictions)),
     )

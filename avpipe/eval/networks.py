@@ -349,6 +349,16 @@ def _resolved(network: str, place: str, parts: Mapping[str, Sequence[str]]) -> w
         raise MissingWeightsError(f"{error}\n  - A scorer is told where they are by {advice}.") from None
 
 
+def _local_file(network: str, place: str) -> Path:
+    path = Path(place).expanduser()
+    if not path.is_file():
+        raise MissingWeightsError(
+            f"{network}: there is no file {path}. A scorer is told where it is by AVPIPE_{network.upper()}=PATH, or in "
+            f'Python Tools(weights={{"{network}": PATH}})'
+        )
+    return path
+
+
 def _find_echecker(place: str) -> Path:
     """The file of a detector.
 
@@ -356,7 +366,7 @@ def _find_echecker(place: str) -> Path:
         MissingWeightsError: there is none.
     """
     if weights.looks_local(place) or place.endswith(".ckpt"):
-        return weights.local_file(place, component="echecker", has_random=False)
+        return _local_file("echecker", place)
     if place not in ECHECKERS:
         raise MissingWeightsError(
             f"echecker: no weights {place!r}: expected a .ckpt file or one of {', '.join(ECHECKERS)}"
@@ -396,7 +406,7 @@ def _find_clip(spec: FeatureSpec, place: str) -> tuple[str, Path]:
         return f"{_LOCAL_DIR}{found.files['config'].parent}", found.files["weights"]
     facts = open_clip.get_pretrained_cfg(model, place)
     if not facts:
-        return model, weights.local_file(place, component="clip", has_random=False)
+        return model, _local_file("clip", place)
     repository, _, file = facts["hf_hub"].rpartition("/")
     names = (str(Path(file).with_suffix(".safetensors")), file) if file else _CLIP_NAMES
     return model, _resolved("clip", repository, {"weights": names}).files["weights"]

@@ -148,6 +148,7 @@ def test_scores_are_those_of_the_original_steps(tools: Tools) -> None:
     report = score_dense(PREDICTIONS, REFERENCES, metrics=PYTHON, tools=tools)
     assert_same(report, PREDICTIONS, REFERENCES, tools, PYTHON)
     assert report.means["CIDEr"] == pytest.approx(np.mean(report.scores["CIDEr"]))
+    assert report.to_json()["signatures"]["CIDEr"].endswith("|idf:video")
     assert 0 < report.means["CIDEr"] < 10  # type: ignore[operator]
 
 
@@ -221,6 +222,7 @@ def test_only_the_first_thousand_of_a_video_count(tools: Tools, monkeypatch: pyt
     assert report.means == {"ROUGE_L": 1, "Precision": 1, "Recall": 1}
     assert report.notes == ("1 videos have more than 1 predictions; the first were scored: v",)
     assert "|events:1|" in report.protocol
+    assert report.signature("ROUGE_L") == f"ROUGE_L|{report.protocol}|beta:1.2"
 
 
 # What may be scored

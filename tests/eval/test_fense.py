@@ -191,6 +191,16 @@ def test_old_weight_files_are_read_too(folder: Path, tmp_path: Path) -> None:
     assert old.version != new.version
 
 
+def test_a_model_is_found_in_the_cache_of_the_hub(folder: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "hub" / "models--sentence-transformers--paraphrase-TinyBERT-L6-v2"
+    make_sbert(repository / "snapshots" / "0123")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123", encoding="utf-8")
+    found = Tools().networks.sentence_encoder
+    assert found.version.startswith("sbert:paraphrase-TinyBERT-L6-v2@")
+    assert found(["a dog"]) == pytest.approx(SentenceEncoder(str(folder / "sbert"))(["a dog"]))
+
+
 def test_what_the_vectors_are_made_by_is_checked(tmp_path: Path) -> None:
     assert SentenceEncoder(str(make_sbert(tmp_path / "length", more_modules=["Normalize"])))(["a dog"]).shape == (1, 24)
     with pytest.raises(CheckpointError, match="expected pooling_mode_mean_tokens alone, got pooling_mode_cls_token"):
@@ -237,6 +247,8 @@ def test_a_public_detector_is_found_where_others_keep_it_and_known_by_its_hash(
     assert ErrorChecker(name).version.startswith(f"echecker:{name}@")
     with pytest.raises(MissingWeightsError, match=r"expected a \.ckpt file or one of echecker_clotho_audiocaps_base"):
         ErrorChecker("echecker")
+    with pytest.raises(MissingWeightsError, match=r"there is no file /gone\.ckpt.*AVPIPE_ECHECKER=PATH"):
+        ErrorChecker("/gone.ckpt")
 
 
 def test_a_detector_without_its_bert_beside_it_asks_for_that(tmp_path: Path) -> None:
