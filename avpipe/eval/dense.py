@@ -160,11 +160,13 @@ def score_dense(
 
     Raises:
         ScoringError: videos are missing or unknown.
-        UsageError: a metric has no score of a corpus within others, or ``missing`` is none of these.
+        UsageError: a metric is not scored video by video, ``missing`` is none of these, or a threshold is no share.
         UnknownNameError: no metric of that name.
     """
     modules = find_metrics(metrics)
     _check_metrics(modules)
+    if not thresholds or not all(0 < threshold <= 1 for threshold in thresholds):
+        raise UsageError(f"thresholds: expected numbers above 0 and up to 1, at least one, got {list(thresholds)}")
     tools = tools or Tools()
     videos, absent = _cover(predictions, references, missing)
     pairs = _Pairs.of(videos, predictions, references, thresholds)
@@ -458,7 +460,8 @@ def _cover(predictions: Events, references: Sequence[Events], missing: Missing) 
             f"missing: expected one of {', '.join(MISSING)}, got {missing!r}{did_you_mean(missing, MISSING)}"
         )
     wanted = list(dict.fromkeys(video for several in references for video in several))
-    strange = [video for video in predictions if video not in set(wanted)]
+    known = frozenset(wanted)
+    strange = [video for video in predictions if video not in known]
     absent = [video for video in wanted if video not in predictions]
     faults = [("are in no reference file", strange), ("have no prediction", absent if missing == "error" else [])]
     told = [f"  - {len(several)} videos {what}: {_some(several)}" for what, several in faults if several]

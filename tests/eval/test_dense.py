@@ -256,6 +256,12 @@ def test_metrics_of_a_set_have_no_score_of_a_video(tools: Tools) -> None:
         score_dense(PREDICTIONS, REFERENCES, metrics=["soda"], tools=tools)
 
 
+@pytest.mark.parametrize("thresholds", [[], [0.5, 50], [0]])
+def test_thresholds_are_shares(tools: Tools, thresholds: list[float]) -> None:
+    with pytest.raises(UsageError, match="expected numbers above 0 and up to 1, at least one, got"):
+        score_dense(PREDICTIONS, REFERENCES, metrics=["rouge_l"], thresholds=thresholds, tools=tools)
+
+
 def test_a_metric_that_cannot_run_is_none_with_the_reason(no_java: None) -> None:
     predictions = {"v": events((0, 1, "a dog"))}
     report = score_dense(predictions, [predictions], metrics=["sbert_sim", "rouge_l"])
