@@ -4,6 +4,7 @@ The three stages meet on disk and never import one another; this package is wher
 training does, which scores its own captions on the validation split. ``cli`` only reads options and prints.
 """
 
+from avpipe.api.dense import score_dense_files
 from avpipe.api.extracting import Extraction, extraction, extraction_again, mended
 from avpipe.api.features import diff_features, export_features, find_features, import_features, verify
 from avpipe.api.places import choose_dataset, choose_run, open_features, open_workspace
@@ -35,6 +36,7 @@ __all__ = [
     "partitions_of_files",
     "partitions_of_run",
     "prepare",
+    "score_dense_files",
     "score_files",
     "score_run",
     "score_senses",

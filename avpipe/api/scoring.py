@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from avpipe.api.judging import tools_for
 from avpipe.api.places import check_extracted, open_features
 from avpipe.api.preparing import clips_of
 from avpipe.api.sealed import LOG, note_look
@@ -203,7 +204,8 @@ def _score_each(
         subset.check()
         name = subset.name_of(plan.split)
     references = {clip.clip_id: clip.captions for clip in clips}
-    scorer = Scorer(references, metrics=plan.metrics or DEFAULT, missing=plan.missing, split=name)
+    tools = tools_for(workspace, dataset, plan.metrics or DEFAULT)
+    scorer = Scorer(references, metrics=plan.metrics or DEFAULT, missing=plan.missing, split=name, tools=tools)
     reports = []
     for senses, made in zip(several, captions, strict=True):
         report = scorer.score({clip_id: text for clip_id, text in made.items() if clip_id in references})

@@ -33,6 +33,10 @@ def score(
     references: Annotated[
         Path | None, typer.Option("--references", help="COCO captions or {id: captions}, with --predictions.")
     ] = None,
+    dense: Annotated[
+        list[Path] | None,
+        typer.Option("--dense", help="Dense captions: references of ActivityNet Captions; again for each annotator."),
+    ] = None,
     metrics: Annotated[str | None, typer.Option("--metrics", help="By comma.", show_default="all")] = None,
     missing: Annotated[
         Literal["error", "empty", "drop"],
@@ -70,6 +74,15 @@ def score(
     from avpipe.eval.slices import table as sliced_table
     from avpipe.pipeline.senses import Senses
 
+    if dense:
+        others = {
+            "--run": run, "--references": references, "--intersect": intersect, "--slices": slices,
+            "--dataset": dataset, "--drop": drop, "--shuffle": shuffle, "--senses": senses,
+        }  # fmt: skip
+        if given := [option for option, value in others.items() if value]:
+            raise UsageError(f"--dense goes with --predictions, --metrics and --missing, not with {', '.join(given)}")
+        _score_dense(predictions, dense, names(metrics), missing, percent=percent, as_json=as_json)
+        return
     for option, text in (("--slices", slices), ("--drop", drop), ("--shuffle", shuffle)):
         if text is not None and not names(text):
             raise UsageError(f"{option}: expected names, several by comma, got {text!r}")
@@ -134,6 +147,31 @@ def _show_side_by_side(run: str, rows: SideBySide, *, percent: bool, as_json: bo
         for line in notes_below(rows):
             out.print(line, markup=False)
     if not rows.complete:
+        raise typer.Exit(1)
+
+
+def _score_dense(
+    predictions: Path | None,
+    references: list[Path],
+    metrics: list[str],
+    missing: Literal["error", "empty", "drop"],
+    *,
+    percent: bool,
+    as_json: bool,
+) -> None:
+    from avpipe import api
+    from avpipe.console import escape, out
+    from avpipe.eval.dense import footnotes, table
+
+    report = api.score_dense_files(predictions, references, metrics=metrics, missing=missing)
+    if as_json:
+        typer.echo(json.dumps(report.to_json()))
+    else:
+        out.print(f"[bold]{escape(str(predictions))}[/]")
+        out.print(table(report, percent=percent), soft_wrap=False)
+        for line in footnotes(report):
+            out.print(line, markup=False)
+    if not report.complete:
         raise typer.Exit(1)
 
 

@@ -98,6 +98,7 @@ class Scorer:
         _complain(ran.reasons, strict=self._strict)
         corpus = {name: value for result in ran.results.values() for name, value in result.corpus.items()}
         by_clip = {name: values for result in ran.results.values() for name, values in result.per_clip.items()}
+        versions = {key: result.version for key, result in ran.results.items()}
         counts = [len(captions) for captions in covered.references.values()]
         java = self._tools.java_used
         return ScoreReport(
@@ -117,7 +118,7 @@ class Scorer:
             altered_references=self._references.altered,
             tokeniser=ptb.NAME,
             metric_versions={
-                name: self._versioned(version_of(metric, java))
+                name: self._versioned(version_of(metric, java, versions.get(metric, "")))
                 for metric, module in self._wanted.items()
                 for name in module.NAMES
             },

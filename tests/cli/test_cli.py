@@ -78,6 +78,14 @@ def test_every_look_at_the_test_split_is_one_line_of_its_log(avpipe: Avpipe, use
         assert len(log.read_text(encoding="utf-8").splitlines()) == looks
 
 
+def test_a_run_without_pictures_has_no_clipscore_but_the_reason(avpipe: Avpipe, used: Workspace) -> None:
+    said = avpipe("score", "--split", "val", "--metrics", "clipscore", "--json", "-w", used.root)
+    assert said.status == 1
+    report = json.loads(said.out)
+    assert report["scores"] == {"CLIPScore": None, "RefCLIPScore": None}
+    assert "avpipe extract -d DATASET -e clip_vit" in report["reasons"]["CLIPScore"]
+
+
 def test_a_misspelt_metric_is_no_look_at_the_test_split(avpipe: Avpipe, used: Workspace) -> None:
     said = avpipe("score", "--metrics", "cidre", "-w", used.root)
     assert said.status == 2
@@ -213,6 +221,21 @@ def test_files_of_any_model_are_scored_with_every_metric(avpipe: Avpipe, tmp_pat
     assert {"METEOR", "CIDEr", "ROUGE_L"} <= set(said.out.split())
 
 
+def test_dense_captions_are_scored(avpipe: Avpipe, tmp_path: Path) -> None:
+    event = {"sentence": "a dog runs", "timestamp": [0, 9]}
+    (tmp_path / "p.json").write_text(json.dumps({"results": {"v": [event]}}), encoding="utf-8")
+    several = [tmp_path / "val_1.json", tmp_path / "val_2.json"]
+    for path, sentence in zip(several, ("A dog runs.", "Someone sings."), strict=True):
+        path.write_text(json.dumps({"v": {"timestamps": [[0, 10]], "sentences": [sentence]}}), encoding="utf-8")
+    options = ("score", "--predictions", tmp_path / "p.json", "--dense", several[0], "--dense", several[1])
+    said = avpipe(*options, "--metrics", "rouge_l", "--json")
+    assert said.status == 0
+    report = json.loads(said.out)
+    assert report["by_threshold"]["ROUGE_L"] == pytest.approx([0.5, 0.5, 0.5, 0])
+    assert report["scores"]["Recall"] == 0.75
+    assert "tIoU 0.9" in avpipe(*options, "--metrics", "rouge_l", "--percent").out
+
+
 def test_a_run_and_a_file_are_not_scored_at_once(avpipe: Avpipe, tmp_path: Path) -> None:
     said = avpipe("score", "--run", "tiny", "--predictions", tmp_path / "p.json", "--references", tmp_path / "r.json")
     assert said.status == 2
@@ -317,6 +340,8 @@ def test_an_interrupted_command_says_that_it_can_go_on(
         ("score -s tset", 2, "unknown split 'tset' (did you mean 'test'?)"),
         ("score --predictions p.json", 2, "--predictions and --references go together"),
         ("score --predictions p.json --references r.json", 1, "p.json"),
+        ("score --dense val_1.json", 2, "--dense and --predictions go together"),
+        ("score --dense val_1.json --run tiny", 2, "--dense goes with --predictions, not with --run"),
         ("ls runz", 2, "unknown kind of part 'runz' (did you mean 'runs'?)"),
         ("verify -d zzz", 2, "unknown dataset 'zzz'; known: synthetic"),
         ("retry -e zzz", 2, "unknown feature set 'zzz'; known: colour_grid, log_mel"),
