@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from avpipe.eval import ptb
+from avpipe.eval.children import Stop
 
 if TYPE_CHECKING:
     from avpipe.eval.metric import MetricResult
@@ -80,6 +81,7 @@ class Evaluation:
         words: as given.
         references: as given.
         tools: as given.
+        stop: set when nobody waits for results any more: children that are asked for this evaluation then end.
 
     Raises:
         ValueError: ids or their order differ.
@@ -95,6 +97,7 @@ class Evaluation:
         if not list(captions) == list(words) == list(references.words):
             raise ValueError("references and candidates: expected the same ids in the same order")
         self.captions, self.words, self.references, self.tools = captions, words, references, tools
+        self.stop = Stop()
         self._lock = threading.Lock()
         self._results: dict[str, Future[MetricResult]] = {}
 

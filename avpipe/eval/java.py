@@ -17,13 +17,17 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self, TypeVar
+from typing import IO, TYPE_CHECKING, Self, TypeVar
 
 from avpipe.pipeline.errors import ScoringError
+
+if TYPE_CHECKING:
+    from avpipe.eval.children import Stop
 
 ENVIRONMENT_VARIABLE = "AVPIPE_JAVA"
 OLDEST_MAJOR = 8
@@ -32,6 +36,7 @@ PATIENCE_SECONDS = 120.0
 network disk."""
 
 _CHUNK_BYTES = 1 << 16
+_LOOK_SECONDS = 0.2  # how often a wait looks whether it was told to stop
 _STDERR_TAIL_BYTES = 1 << 16
 
 # Locale and encoding are part of the numbers: a German JVM prints "0,5", an ASCII one turns "é" into "?".
@@ -156,6 +161,7 @@ class JavaChild:
         name: for messages.
         heap_megabytes: the JVM's ``-Xmx``.
         patience_seconds: see above.
+        stop: when it is set, from whatever thread, waiting ends with a :class:`JavaError`.
 
     Raises:
         JavaError: the program cannot be started, or there is nowhere to write temp files.
@@ -170,8 +176,9 @@ class JavaChild:
         name: str,
         heap_megabytes: int = 256,
         patience_seconds: float = PATIENCE_SECONDS,
+        stop: Stop | None = None,
     ) -> None:
-        self._path, self._arguments, self._name = path, arguments, name
+        self._path, self._arguments, self._name, self._stop = path, arguments, name, stop
         self._heap_megabytes, self._patience_seconds = heap_megabytes, patience_seconds
         self._resources = contextlib.ExitStack()
         self._unread = b""
@@ -260,7 +267,7 @@ class JavaChild:
                 stdin.close()
             selector.register(stdout, selectors.EVENT_READ)
             while end or len(lines) < answers:
-                ready = selector.select(self._patience_seconds)
+                ready = self._wait(selector)
                 if not ready:
                     said = f"{len(lines)} of {answers} answers" if answers else "nothing"
                     raise self._died(f"hangs: no sign of life for {self._patience_seconds:g} s after {said}; killed")
@@ -289,6 +296,17 @@ class JavaChild:
                             f"{self._name}: expected {answers} lines, got more; the next is {lines[answers]!r}"
                         )
         return lines
+
+    def _wait(self, selector: selectors.BaseSelector) -> list[tuple[selectors.SelectorKey, int]]:
+        """What can be read or written; nothing if that takes too long."""
+        until = time.monotonic() + self._patience_seconds
+        while True:
+            if self._stop is not None and self._stop.is_set():
+                raise JavaError(f"{self._name}: stopped before it was done")
+            left = until - time.monotonic()
+            ready = selector.select(max(left if self._stop is None else min(left, _LOOK_SECONDS), 0))
+            if ready or left <= 0:
+                return ready
 
     def _how_it_ended(self) -> str:
         try:

@@ -18,11 +18,24 @@ class Tools:
     Args:
         java: use this one; looked for with :func:`avpipe.eval.java.find_java` where not given.
         patience_seconds: how long a child process may show no sign of life before it is killed.
+        processes: how many children a metric may have at once; where not given, as many as cores, memory and the
+            number of captions make worth it.
+
+    Raises:
+        ValueError: fewer than one process.
     """
 
-    def __init__(self, java: Java | None = None, *, patience_seconds: float = PATIENCE_SECONDS) -> None:
+    def __init__(
+        self,
+        java: Java | None = None,
+        *,
+        patience_seconds: float = PATIENCE_SECONDS,
+        processes: int | None = None,
+    ) -> None:
+        if processes is not None and processes < 1:
+            raise ValueError(f"processes: expected 1 or more, got {processes}")
         self._given = java
-        self.patience_seconds = patience_seconds
+        self.patience_seconds, self.processes = patience_seconds, processes
 
     @cached_property
     def java(self) -> Java:

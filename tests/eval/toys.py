@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import psutil
+import pytest
 
 from avpipe.eval.evaluation import Evaluation, TokenisedReferences
 from avpipe.eval.java import Java
-from avpipe.eval.tools import Tools
+from avpipe.eval.metrics import meteor
+from avpipe.eval.tools import Tools, pycocoevalcap_file
 
 # Ids out of sorted order, numbers of references that differ, and what captions hold in the wild.
 TOY_REFERENCES = {
@@ -37,6 +40,14 @@ def evaluation_of(
 ) -> Evaluation:
     """Of captions that are words already."""
     return Evaluation(candidates, candidates, TokenisedReferences(references, references), tools or Tools())
+
+
+def link_meteor(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Has METEOR run from another folder; returns where its paraphrase table belongs."""
+    (folder / "data").mkdir(parents=True)
+    (folder / "meteor-1.5.jar").symlink_to(pycocoevalcap_file("meteor", "meteor-1.5.jar"))
+    monkeypatch.setattr(meteor, "pycocoevalcap_file", lambda _, *parts: folder.joinpath(*parts))
+    return folder / "data" / "paraphrase-en.gz"
 
 
 FakeJava = Callable[[str], Java]
