@@ -45,6 +45,7 @@ def examine(workspace: Workspace) -> Iterator[Finding]:
     yield _accelerator()
     yield _java()
     yield _metric_jars()
+    yield _spice()
     yield _hub()
     yield _workspace(workspace)
     yield _cache()
@@ -133,6 +134,17 @@ def _metric_jars() -> Finding:
         return ", ".join(pycocoevalcap_file(*jar).name for jar in jars)
 
     return _tried("metric jars", look, "pip install pycocoevalcap==1.2")
+
+
+def _spice() -> Finding:
+    from avpipe.eval.corenlp import find_corenlp
+
+    try:
+        folder = find_corenlp()[0].parent
+    except AvpipeError as error:
+        advice = "SPICE and SPIDEr have no score without them; nothing else needs them"
+        return Finding(check="spice", status="note", detail=str(error), advice=advice)
+    return Finding(check="spice", status="ok", detail=f"CoreNLP 3.6.0 in {folder}")
 
 
 def _tried(check: str, look: Callable[[], str], advice: str) -> Finding:

@@ -20,6 +20,8 @@ class Tools:
         patience_seconds: how long a child process may show no sign of life before it is killed.
         processes: how many children a metric may have at once; where not given, as many as cores, memory and the
             number of captions make worth it.
+        spice: folder of the CoreNLP jars that SPICE needs; looked for with :func:`avpipe.eval.corenlp.find_corenlp`
+            where not given.
 
     Raises:
         ValueError: fewer than one process.
@@ -31,11 +33,12 @@ class Tools:
         *,
         patience_seconds: float = PATIENCE_SECONDS,
         processes: int | None = None,
+        spice: Path | None = None,
     ) -> None:
         if processes is not None and processes < 1:
             raise ValueError(f"processes: expected 1 or more, got {processes}")
         self._given = java
-        self.patience_seconds, self.processes = patience_seconds, processes
+        self.patience_seconds, self.processes, self.spice = patience_seconds, processes, spice
 
     @cached_property
     def java(self) -> Java:

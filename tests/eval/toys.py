@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import stat
+import sys
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from avpipe.eval import corenlp
 from avpipe.eval.evaluation import Evaluation, TokenisedReferences
 from avpipe.eval.java import Java
 from avpipe.eval.metrics import meteor
@@ -51,6 +55,39 @@ def link_meteor(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 FakeJava = Callable[[str], Java]
+
+
+def write_java(folder: Path, text: str) -> Java:
+    """Writes an executable and calls it Java 17: a shell script, or Python where it begins with "import"."""
+    path = folder / f"java{len(list(folder.glob('java*')))}"
+    text = textwrap.dedent(text).strip()
+    shebang = f"#!{sys.executable}" if text.startswith("import") else "#!/bin/sh"
+    path.write_text(f"{shebang}\n{text}\n", encoding="utf-8")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return Java(path=path, version="17.0.1", source="test")
+
+
+# Speaks as SpiceLines does. To it every word is a tuple, and all of them count alike.
+SPICE_PRETENDER = """
+import json, sys
+for line in sys.stdin:
+    question = json.loads(line)
+    if isinstance(question, str):
+        print(json.dumps([[word] for word in question.split()]), flush=True)
+        continue
+    ours, theirs = ({tuple(one) for one in side} for side in question)
+    f = 2 * len(ours & theirs) / (len(ours) + len(theirs)) if ours or theirs else 0
+    print(json.dumps({"All": {"f": f}, "Size": {"f": None}}), flush=True)
+"""
+
+
+def pretended_spice(folder: Path, text: str = SPICE_PRETENDER, *, processes: int | None = None) -> Tools:
+    """Tools with which SPICE runs without its jars."""
+    jars = folder / "CoreNLP with späces"
+    jars.mkdir(exist_ok=True)
+    for name in corenlp.JARS:
+        (jars / name).touch()
+    return Tools(write_java(folder, text), spice=jars, processes=processes)
 
 
 def is_gone(pid: int, seconds: float = 10.0) -> bool:
