@@ -202,5 +202,6 @@ def _storage(root: RemotePath) -> Finding:
 def _cache() -> Finding:
     folder = cache_folder()
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    detail = f"{bytes_text(size)} in {folder}: copies of remote shards, checksums of weights; may be deleted"
+    what = "copies of remote shards, checksums of weights, what SPICE needs and has parsed"
+    detail = f"{bytes_text(size)} in {folder}: {what}; may be deleted"
     return Finding(check="cache", status="ok", detail=detail)

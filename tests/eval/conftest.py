@@ -13,6 +13,12 @@ from avpipe.eval.tools import Tools
 from .toys import FakeJava, write_java
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What a test remembers is neither the user's nor another test's."""
+    monkeypatch.setenv("AVPIPE_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="session")
 def tools() -> Tools:
     return Tools(find_java())

@@ -47,8 +47,10 @@ def results(
         table.symlink_to(pycocoevalcap_file("meteor", "data", "paraphrase-en.gz"))
         found = {}
         for name in METRICS:
+            folder = tmp_path_factory.mktemp(name)
+            monkeypatch.setenv("AVPIPE_CACHE", str(folder / "cache"))
             runs_with = RUNS_WITH.get(name, lambda *_: Tools(packaged_java))
-            tools = runs_with(tmp_path_factory.mktemp(name), monkeypatch)
+            tools = runs_with(folder, monkeypatch)
             found[name] = load(name).compute(evaluation_of(*words, tools))
         yield found
 

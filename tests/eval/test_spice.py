@@ -82,6 +82,32 @@ def test_references_are_parsed_once_for_all_that_is_scored_against_them(tmp_path
     assert parses == [["x", "a cat", "a dog", "a brown dog"], ["y"]]
 
 
+def test_captions_are_parsed_once_for_all_times(tmp_path: Path) -> None:
+    def compute(captions: dict[str, str], size: int) -> dict[str, float]:
+        tools = pretended_spice(tmp_path, noting(tmp_path))
+        (tmp_path / "CoreNLP with späces" / "stanford-corenlp-3.6.0.jar").write_bytes(b"x" * size)
+        return dict(spice.compute(evaluation_of(TWO[0], captions, tools)).per_clip["SPICE"])
+
+    first = compute(TWO[1], 1)
+    assert len(asked(tmp_path)) == 2
+    assert compute(TWO[1], 1) == first
+    (scores,) = asked(tmp_path)
+    assert [question for question in scores if isinstance(question, str)] == []
+    compute({"b": "a dog", "a": "new"}, 1)
+    assert asked(tmp_path)[0] == ["new"]
+    compute(TWO[1], 2)  # another CoreNLP
+    assert asked(tmp_path)[0] == ["a dog", "dogs", "a brown dog", "a cat"]
+
+
+def test_what_was_parsed_before_a_failure_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spice, "_CAPTIONS_A_NOTE", 2)
+    failing = "for line in sys.stdin:", "for line in sys.stdin:\n    if 'cat' in line: sys.exit(3)"
+    with pytest.raises(JavaError, match=r"exit status 3 after 1 of 2 answers"):
+        spice.compute(evaluation_of(*TWO, pretended_spice(tmp_path, SPICE_PRETENDER.replace(*failing))))
+    spice.compute(evaluation_of(*TWO, pretended_spice(tmp_path, noting(tmp_path))))
+    assert asked(tmp_path)[0] == ["a brown dog", "a cat"]
+
+
 def test_several_processes_parse_and_the_clips_keep_their_order(tmp_path: Path) -> None:
     references = {f"clip{9 - number}": [f"word{number}"] for number in range(10)}
     candidates = {key: captions[0] if key < "clip5" else "else" for key, captions in references.items()}
@@ -209,6 +235,7 @@ SCORING = Path(__file__).parents[3] / "shared" / "scoring"
 @pytest.mark.slow
 def test_scores_are_those_that_its_authors_stored(packaged_java: Java) -> None:
     """Of coco-caption's own example, the first of its 1,000 images: parses, categories and all."""
+    # Where it may be: $AVPIPE_SPICE, or pycocoevalcap's folder.
     try:
         find_corenlp()
     except MissingPackageError as error:

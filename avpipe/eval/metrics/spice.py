@@ -15,8 +15,8 @@ Deviations, none of which touches a number:
    version 15, holds every parse in memory, and says nothing for minutes. A small program of ours
    (``avpipe/eval/jvm/SpiceLines.java``) calls the same classes in the same order, one caption a line, so that one that
    hangs can be told from one that works;
- - its cache on disk, whose library does not load on modern machines, is switched off. Instead a caption is parsed
-   once, and those of the references are remembered for as long as they are scored against;
+ - its cache on disk, whose library does not load on modern machines, is replaced (:mod:`avpipe.eval.parses`): a
+   caption is parsed once;
  - a sentence for which memory does not suffice is an error, not a sentence without tuples;
  - scores belong to clip ids. (pycocoevalcap scores in sorted order and lists in another, so that clips are given the
    scores of others.)
@@ -27,14 +27,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from avpipe.eval.children import Stop, how_many, spread
-from avpipe.eval.corenlp import find_corenlp
+from avpipe.eval.corenlp import find_corenlp, spice_folder
 from avpipe.eval.evaluation import Evaluation, TokenisedReferences
 from avpipe.eval.java import JavaChild, JavaError
 from avpipe.eval.metric import MetricResult
+from avpipe.eval.parses import Parses
 from avpipe.eval.tools import Tools, pycocoevalcap_file
 
 NAMES = ("SPICE",)
@@ -53,7 +55,8 @@ _LIBRARIES = (
 )
 _HEAP_MEGABYTES = 4096  # a sentence of 10 words needs 900, one of 150 words 2000
 _USUAL_MEGABYTES = 1300
-_CAPTIONS_A_CHILD = 300  # some 30 ms each, against 6 s to read the models
+_CAPTIONS_A_CHILD = 300  # some 40 ms each, against 6 s to read the models
+_CAPTIONS_A_NOTE = 200  # so many are parsed before they are written down: what an interrupted scoring may lose
 _PATIENCE_FACTOR = 10  # a sentence of 200 words may take a minute
 
 Tuples = list[list[str]]
@@ -67,17 +70,35 @@ def compute(evaluation: Evaluation) -> MetricResult:
         MissingPackageError: the CoreNLP jars are not there; the message says where they were looked for.
     """
     words, references, tools = evaluation.words, evaluation.references, evaluation.tools
+    jars = find_corenlp(tools.spice)
+    memory = Parses(spice_folder() / f"parses-{'-'.join(str(jar.stat().st_size) for jar in jars)}.sqlite")
+
+    def parse(share: Sequence[str], stop: Stop) -> list[Tuples]:
+        found: dict[str, Tuples] = {}
+        with _program(jars, tools, stop) as program:
+            for first in range(0, len(share), _CAPTIONS_A_NOTE):
+                some = share[first : first + _CAPTIONS_A_NOTE]
+                new = dict(zip(some, map(_tuples, program.answers(some)), strict=True))
+                memory.put(new)
+                found |= new
+        return [found[caption] for caption in share]
+
+    def compare(share: Sequence[list[Tuples]], stop: Stop) -> list[float]:
+        with _program(jars, tools, stop) as program:
+            return [_f_score(answer) for answer in program.answers(share)]
+
     parsed = references.once(_parsed)
-    captions = [*words.values(), *(caption for several in references.words.values() for caption in several)]
-    unknown = [caption for caption in dict.fromkeys(captions) if caption not in parsed]
-    processes = tools.processes or how_many(len(unknown), _CAPTIONS_A_CHILD, _USUAL_MEGABYTES)
-    found = _ask(unknown, processes, evaluation)
-    parsed |= {caption: _tuples(answer) for caption, answer in zip(unknown, found, strict=True)}
+    captions = dict.fromkeys([*words.values(), *chain.from_iterable(references.words.values())])
+    parsed |= memory.get(caption for caption in captions if caption not in parsed)
+    unknown = [caption for caption in captions if caption not in parsed]
+    if unknown:
+        processes = tools.processes or how_many(len(unknown), _CAPTIONS_A_CHILD, _USUAL_MEGABYTES)
+        parsed |= zip(unknown, spread(parse, unknown, processes, evaluation.stop), strict=True)
     sides = [
-        [parsed[words[clip_id]], [one for caption in several for one in parsed[caption]]]
+        [parsed[words[clip_id]], list(chain.from_iterable(parsed[caption] for caption in several))]
         for clip_id, several in references.words.items()
     ]
-    scores = map(_f_score, _ask(sides, 1, evaluation))
+    scores = spread(compare, sides, 1, evaluation.stop)
     return MetricResult.of_means({"SPICE": dict(zip(words, scores, strict=True))})
 
 
@@ -86,43 +107,40 @@ def _parsed(_: TokenisedReferences) -> dict[str, Tuples]:
     return {}
 
 
-def _ask(questions: Sequence[Any], processes: int, evaluation: Evaluation) -> list[Any]:
-    """What our program answers to JSON-ready questions."""
-    lines = [json.dumps(question) for question in questions]  # pure ASCII, without a line break
-    answers = spread(
-        lambda share, stop: _converse(share, evaluation.tools, stop) if share else [],
-        lines,
-        processes,
-        evaluation.stop,
-    )
-    try:
-        return [json.loads(answer) for answer in answers]
-    except ValueError as error:
-        raise JavaError(f"SPICE: expected JSON, got something else: {error}") from None
+class _Program(JavaChild):
+    """``SpiceLines``: JSON-ready questions, and what it answers."""
+
+    def answers(self, questions: Sequence[Any]) -> list[Any]:
+        """One a question.
+
+        Raises:
+            JavaError: it is no JSON, or a sentence was left out.
+        """
+        lines = self.ask([json.dumps(question) for question in questions])  # pure ASCII, without a line break
+        complaints = [line.strip() for line in self.stderr().splitlines() if "out of memory" in line.lower()]
+        if complaints:
+            raise JavaError(
+                f"SPICE: {_HEAP_MEGABYTES} MB of memory do not suffice for a sentence: {complaints[0]}. "
+                "Is it a caption at all?"
+            )
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise JavaError(f"SPICE: expected JSON, got something else: {error}") from None
 
 
-def _converse(lines: Sequence[str], tools: Tools, stop: Stop) -> list[str]:
-    jars = [pycocoevalcap_file("spice", "spice-1.0.jar")]
-    jars += [pycocoevalcap_file("spice", "lib", name) for name in _LIBRARIES]
-    jars += find_corenlp(tools.spice)
-    arguments = ["-cp", os.pathsep.join(map(str, [PROGRAM, *jars])), "SpiceLines"]
-    with JavaChild(
+def _program(corenlp: Sequence[Path], tools: Tools, stop: Stop) -> _Program:
+    jars = [pycocoevalcap_file("spice", "lib", name) for name in _LIBRARIES]
+    path = [PROGRAM, pycocoevalcap_file("spice", "spice-1.0.jar"), *jars, *corenlp]
+    return _Program(
         tools.java.path,
-        arguments,
+        ["-cp", os.pathsep.join(map(str, path)), "SpiceLines"],
         name="SPICE",
         heap_megabytes=_HEAP_MEGABYTES,
         patience_seconds=tools.patience_seconds,
         patience_factor=_PATIENCE_FACTOR,
         stop=stop,
-    ) as child:
-        answers = child.ask(lines)
-        complaints = [line for line in child.stderr().splitlines() if "out of memory" in line.lower()]
-    if complaints:
-        raise JavaError(
-            f"SPICE: {_HEAP_MEGABYTES} MB of memory do not suffice for a sentence: {complaints[0].strip()}. "
-            "Is it a caption at all?"
-        )
-    return answers
+    )
 
 
 def _tuples(answer: Any) -> Tuples:
