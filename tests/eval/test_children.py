@@ -171,4 +171,5 @@ def test_as_many_as_cores_memory_and_work_allow(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=gigabytes * 1024**3))
-    assert how_many(work, 10, 1024) == expected
+    assert how_many(work, least=10, megabytes=1024) == expected
+    assert how_many(work, least=10, megabytes=1024, cores=2) == max(1, min(expected, cores // 2))

@@ -92,7 +92,7 @@ def compute(evaluation: Evaluation) -> MetricResult:
     parsed |= memory.get(caption for caption in captions if caption not in parsed)
     unknown = [caption for caption in captions if caption not in parsed]
     if unknown:
-        processes = tools.processes or how_many(len(unknown), _CAPTIONS_A_CHILD, _USUAL_MEGABYTES)
+        processes = tools.processes or how_many(len(unknown), least=_CAPTIONS_A_CHILD, megabytes=_USUAL_MEGABYTES)
         parsed |= zip(unknown, spread(parse, unknown, processes, evaluation.stop), strict=True)
     sides = [
         [parsed[words[clip_id]], list(chain.from_iterable(parsed[caption] for caption in several))]
