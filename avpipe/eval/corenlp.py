@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from avpipe.pipeline.errors import MissingPackageError, UsageError
-from avpipe.pipeline.files import atomic_write, sha256, storage_errors
+from avpipe.pipeline.files import atomic_write, sha256, storage_errors, sweep
 from avpipe.pipeline.places import cache_folder
 
 ENVIRONMENT_VARIABLE = "AVPIPE_SPICE"
@@ -93,6 +93,7 @@ def install(
         place = f"{source.rstrip('/')}/{name}" if is_url else str(Path(source).expanduser() / name)
         tell(f"{target} from {place}")
         digest = hashlib.sha256()
+        sweep(target)
         with atomic_write(target, choose="AVPIPE_CACHE") as aside, aside.open("wb") as file:
             for block in _downloaded(place) if is_url else _read(Path(place)):
                 digest.update(block)
@@ -108,7 +109,8 @@ def install(
 def _beside_the_jar() -> list[Path]:
     """Where pycocoevalcap's own downloader puts them."""
     spec = find_spec("pycocoevalcap")
-    return [Path(folder, "spice", "lib") for folder in (spec.submodule_search_locations or ()) if spec] if spec else []
+    folders = spec.submodule_search_locations if spec else None
+    return [Path(folder, "spice", "lib") for folder in folders or ()]
 
 
 def _read(path: Path) -> Iterator[bytes]:
