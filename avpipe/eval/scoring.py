@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 from avpipe import __version__
@@ -143,8 +143,10 @@ class Scorer:
             return _Ran(reasons={name: reason for module in self._wanted.values() for name in module.NAMES})
         results: dict[str, MetricResult] = {}
         reasons: dict[str, str] = {}
-        with ThreadPoolExecutor(max_workers=max(len(self._wanted), 1)) as pool:
+        # Those that wait for Java leave the processor to the others.
+        with ThreadPoolExecutor(max_workers=max(len(self._wanted), 1)) as pool, evaluation.stop:
             futures = {name: pool.submit(evaluation.result, name) for name in self._wanted}
+            wait(futures.values())
         for name, future in futures.items():
             try:
                 results[name] = future.result()

@@ -527,3 +527,44 @@ def test_the_doctor_finds_faults(avpipe: Avpipe, tmp_path: Path, monkeypatch: py
     assert said.status == 1
     assert "lacks webdataset" in said.out
     assert f"expected a folder at {tmp_path / 'file'}, got a file" in said.out
+
+
+def test_the_doctor_tells_whether_spice_can_run(
+    avpipe: Avpipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from avpipe.eval.corenlp import JARS
+
+    def finding() -> dict[str, str]:
+        findings = json.loads(avpipe("doctor", "--json", "-w", tmp_path).out)
+        return next(found for found in findings if found["check"] == "spice")
+
+    monkeypatch.setenv("AVPIPE_SPICE", str(tmp_path))
+    assert finding()["status"] == "note"
+    assert "avpipe doctor --install spice" in finding()["detail"]
+    for name in JARS:
+        (tmp_path / name).touch()
+    assert (finding()["status"], finding()["detail"]) == ("ok", f"CoreNLP 3.6.0 in {tmp_path}")
+
+
+def test_the_doctor_installs_what_spice_needs(avpipe: Avpipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import hashlib
+
+    from avpipe.eval import corenlp
+
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "small.jar").write_bytes(b"small")
+    monkeypatch.setenv("AVPIPE_CACHE", str(tmp_path / "cache"))
+    pinned = {"small.jar": hashlib.sha256(b"small").hexdigest()}
+    monkeypatch.setattr(corenlp.install, "__kwdefaults__", {**corenlp.install.__kwdefaults__, "jars": pinned})
+    said = avpipe("doctor", "--install", "spice", "--from", tmp_path / "source")
+    assert said.status == 0
+    assert "small.jar from " in said.out
+    assert (tmp_path / "cache" / "spice" / "small.jar").read_bytes() == b"small"
+    again = avpipe("doctor", "--install", "spice", "--from", tmp_path / "source", "--json")
+    assert json.loads(again.out) == {"spice": str(tmp_path / "cache" / "spice")}
+
+
+def test_the_doctor_refuses_a_source_for_nothing(avpipe: Avpipe, tmp_path: Path) -> None:
+    said = avpipe("doctor", "--from", tmp_path)
+    assert said.status == 2
+    assert f"--from {tmp_path} goes with --install" in said.err

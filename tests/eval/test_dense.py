@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from avpipe.eval import dense, ptb
 from avpipe.eval.dense import THRESHOLDS, DenseReport, Event, Events, score_dense
-from avpipe.eval.metrics import meteor
 from avpipe.eval.tools import Tools
 from avpipe.pipeline.errors import DataError, ScoringError, UnknownNameError, UsageError
 
@@ -152,7 +151,6 @@ def test_scores_are_those_of_the_original_steps(tools: Tools) -> None:
     assert 0 < report.means["CIDEr"] < 10  # type: ignore[operator]
 
 
-@pytest.mark.skipif(not hasattr(meteor, "aggregate"), reason="METEOR's counts are not told by its module yet")
 def test_meteor_too(tools: Tools, original_java: None) -> None:
     report = score_dense(PREDICTIONS, REFERENCES, metrics=["meteor"], tools=tools, thresholds=[0.5])
     assert_same(report, PREDICTIONS, REFERENCES, tools, ["meteor"])
