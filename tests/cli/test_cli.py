@@ -341,7 +341,7 @@ def test_an_interrupted_command_says_that_it_can_go_on(
         ("score --predictions p.json", 2, "--predictions and --references go together"),
         ("score --predictions p.json --references r.json", 1, "p.json"),
         ("score --dense val_1.json", 2, "--dense and --predictions go together"),
-        ("score --dense val_1.json --run tiny", 2, "--dense goes with --predictions, not with --run"),
+        ("score --dense val_1.json --run tiny", 2, "not with --run"),
         ("ls runz", 2, "unknown kind of part 'runz' (did you mean 'runs'?)"),
         ("verify -d zzz", 2, "unknown dataset 'zzz'; known: synthetic"),
         ("retry -e zzz", 2, "unknown feature set 'zzz'; known: colour_grid, log_mel"),
