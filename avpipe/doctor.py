@@ -45,6 +45,7 @@ def examine(workspace: Workspace) -> Iterator[Finding]:
     yield _accelerator()
     yield _java()
     yield _metric_jars()
+    yield _spice()
     yield _hub()
     yield _workspace(workspace)
     yield _cache()
@@ -135,6 +136,17 @@ def _metric_jars() -> Finding:
     return _tried("metric jars", look, "pip install pycocoevalcap==1.2")
 
 
+def _spice() -> Finding:
+    from avpipe.eval.corenlp import find_corenlp
+
+    try:
+        folder = find_corenlp()[0].parent
+    except AvpipeError as error:
+        advice = "SPICE and SPIDEr have no score without them; nothing else needs them"
+        return Finding(check="spice", status="note", detail=str(error), advice=advice)
+    return Finding(check="spice", status="ok", detail=f"CoreNLP 3.6.0 in {folder}")
+
+
 def _tried(check: str, look: Callable[[], str], advice: str) -> Finding:
     try:
         return Finding(check=check, status="ok", detail=look())
@@ -190,5 +202,6 @@ def _storage(root: RemotePath) -> Finding:
 def _cache() -> Finding:
     folder = cache_folder()
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    detail = f"{bytes_text(size)} in {folder}: copies of remote shards, checksums of weights; may be deleted"
+    what = "copies of remote shards, checksums of weights, what SPICE needs and has parsed"
+    detail = f"{bytes_text(size)} in {folder}: {what}; may be deleted"
     return Finding(check="cache", status="ok", detail=detail)

@@ -11,84 +11,32 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from avpipe import api
 from avpipe.api.places import open_features
-from avpipe.api.scoring import note_look
+from avpipe.api.sealed import note_look
 from avpipe.demo import synchrony
 from avpipe.eval import ValidationScorer
-from avpipe.pipeline.clip import Clip
-from avpipe.pipeline.errors import DataError
-from avpipe.pipeline.features import Features, FeatureSource
+from avpipe.pipeline.features import FeatureSpec
+from avpipe.pipeline.senses import Senses
 from avpipe.pipeline.workspace import Workspace
 from avpipe.train import checkpoint
 from avpipe.train.generate import caption_clips
 
 
-class Absent:
-    """A feature set of which no clip has anything."""
-
-    def __init__(self, source: FeatureSource) -> None:
-        self.spec = source.spec
-
-    def __contains__(self, clip_id: object) -> bool:
-        return False
-
-    def read(self, clip_id: str, view: int = 0) -> Features:
-        raise KeyError(clip_id)
-
-
-class Exchanged:
-    """A feature set in which each clip has the rows of another of its kind (``extra["kind"]``), drawn from a seed; the
-    only one of its kind has those of a clip of another kind.
-
-    Raises:
-        DataError: there is one clip alone.
-    """
-
-    def __init__(self, source: FeatureSource, clips: Sequence[Clip]) -> None:
-        self.spec, self.source = source.spec, source
-        self.of: dict[str, str] = {}
-        there = [clip for clip in clips if clip.clip_id in source]
-        if len(there) == 1:
-            raise DataError(
-                f"{source.spec.name}: only {there[0].clip_id} has features, and nobody to exchange them with"
-            )
-        alone: list[str] = []
-        for kind in sorted({str(clip.extra.get("kind")) for clip in clips}):
-            of_kind = [clip.clip_id for clip in there if str(clip.extra.get("kind")) == kind]
-            circle = [of_kind[index] for index in np.random.default_rng(0).permutation(len(of_kind))]
-            if len(circle) > 1:  # nobody gets his own
-                self.of |= dict(zip(circle, [*circle[1:], *circle[:1]], strict=True))
-            else:
-                alone += circle
-        for clip_id in alone:
-            self.of[clip_id] = next(other.clip_id for other in there if other.clip_id != clip_id)
-
-    def __contains__(self, clip_id: object) -> bool:
-        return clip_id in self.of
-
-    def read(self, clip_id: str, view: int = 0) -> Features:
-        return self.source.read(self.of[clip_id], view)
-
-
-def changed(sources: Mapping[str, FeatureSource], how: str, clips: Sequence[Clip]) -> dict[str, FeatureSource]:
-    """The feature sets, as a captioner that is ``whole``, ``deaf``, ``blind`` or ``with other sounds`` gets them."""
-    taken = {"deaf": ("audio", "text"), "blind": ("video",)}.get(how, ())
-    found: dict[str, FeatureSource] = {}
-    for name, source in sources.items():
-        if source.spec.modality in taken:
-            found[name] = Absent(source)
-        elif how == "with other sounds" and source.spec.modality != "video":
-            found[name] = Exchanged(source, clips)
-        else:
-            found[name] = source
-    return found
+def senses_of(how: str, specs: Mapping[str, FeatureSpec]) -> Senses:
+    """What is done to a captioner that is ``whole``, ``deaf``, ``blind`` or ``with other sounds``."""
+    heard = tuple({spec.modality for spec in specs.values()} - {"video"})
+    return {
+        "whole": Senses(),
+        "deaf": Senses(dropped=heard),
+        "blind": Senses(dropped=("video",)),
+        "with other sounds": Senses(shuffled=heard),
+    }[how]
 
 
 HOW = ("whole", "deaf", "blind", "with other sounds")
@@ -108,11 +56,13 @@ def main() -> None:
         clips = api.clips_of(workspace, loaded.config.dataset, "test")
         note_look(workspace.run(run), f"senses: caption test of {run}")
         sources = open_features(workspace, loaded.config.dataset, tuple(loaded.specs))
+        clip_ids = [clip.clip_id for clip in clips]
+        kinds = {clip.clip_id: str(clip.extra.get("kind")) for clip in clips}  # sounds are exchanged among their like
         score = ValidationScorer({clip.clip_id: clip.captions for clip in clips})
         told[run] = {}
         cells = []
         for how in HOW:
-            given = changed(sources, how, clips)
+            given = senses_of(how, loaded.specs).of(sources, clip_ids, kinds)
             with torch.inference_mode():
                 captions = {c.clip_id: c.text for c in caption_clips(loaded, clips, given)}
             in_time = synchrony(clips, captions)

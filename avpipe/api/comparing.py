@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from avpipe.api.judging import tools_for
 from avpipe.api.preparing import clips_of
-from avpipe.api.scoring import captions_of, note_look
+from avpipe.api.scoring import captions_of
+from avpipe.api.sealed import LOG, note_look
 from avpipe.pipeline.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
+    from avpipe.eval import ScoreReport
     from avpipe.eval.comparison import Comparison, Example, Test
     from avpipe.eval.coverage import Missing
     from avpipe.pipeline.workspace import Workspace
@@ -93,23 +96,30 @@ def compare(
     runs = [source for sources in found.values() for source in sources if isinstance(source, str)]
     against: Mapping[str, Sequence[str]]
     if references is not None:
-        against, name = read_references(references), references.stem
+        against, name, tools = read_references(references), references.stem, None
     else:
-        against, name = _references_of(workspace, runs, split), split
+        dataset, against = _references_of(workspace, runs, split)
+        name, tools = split, tools_for(workspace, dataset, metrics or DEFAULT)
     captions: dict[str | Path, dict[str, str]] = {
         source: read_results(source) for sources in found.values() for source in sources if isinstance(source, Path)
     }
+    looks: dict[str | Path, tuple[str, ...]] = {}
     for run in runs:
         said = captions_of(workspace, run, split)
         if split == "test":
-            note_look(workspace.run(run), f"compare {split} of {run}")
+            count = note_look(workspace.run(run), f"compare {split} of {run}")
+            looks[run] = (f"look number {count} at test of run {run!r} ({LOG})",)
         # Clips without a reference are captioned, too.
         captions[run] = {key: text for key, text in said.items() if key in against} if references is None else said
     reference_set = ReferenceSet.of(against)
     for several in captions.values():
         cover(several, reference_set, missing)  # all are whole before the first is scored, which may take minutes
-    scorer = Scorer(against, metrics=metrics or DEFAULT, missing=missing, split=name)
-    reports = {system: [scorer.score(captions[source]) for source in sources] for system, sources in found.items()}
+    scorer = Scorer(against, metrics=metrics or DEFAULT, missing=missing, split=name, tools=tools)
+    reports: dict[str, list[ScoreReport]] = {system: [] for system in found}
+    for system, sources in found.items():
+        for source in sources:
+            report = scorer.score(captions[source])
+            reports[system].append(replace(report, notes=(*report.notes, *looks.get(source, ()))))
     result = compared.compare(
         reports,
         baseline=baseline, all_pairs=all_pairs, test=test, resamples=resamples, seed=seed, alpha=alpha,
@@ -202,8 +212,8 @@ def _unknown(word: str, runs: Sequence[str]) -> UnknownNameError:
     return UnknownNameError("run", word, runs, "There is no file of that name either")
 
 
-def _references_of(workspace: Workspace, runs: Sequence[str], split: str) -> dict[str, tuple[str, ...]]:
-    """The references that all runs share."""
+def _references_of(workspace: Workspace, runs: Sequence[str], split: str) -> tuple[str, dict[str, tuple[str, ...]]]:
+    """The dataset of the first run, and the references that all share."""
     from avpipe.train import checkpoint
 
     if not runs:
@@ -223,4 +233,4 @@ def _references_of(workspace: Workspace, runs: Sequence[str], split: str) -> dic
             )
     if not references:
         raise UsageError(f"the {split} split of {first!r} has no captions to score against")
-    return references
+    return first, references

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from avpipe.api.judging import tools_for
 from avpipe.api.places import check_extracted, open_features
 from avpipe.api.preparing import clips_of
+from avpipe.api.sealed import LOG, note_look
 from avpipe.pipeline.errors import ClipError, UnknownNameError, UsageError
 from avpipe.pipeline.workspace import Workspace
 
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
     from avpipe.data_manifests.subset import Subset
     from avpipe.eval import ScoreReport
     from avpipe.eval.coverage import Missing
+    from avpipe.eval.side_by_side import SideBySide
     from avpipe.pipeline.captions import Caption
     from avpipe.pipeline.clip import Clip
     from avpipe.pipeline.features import Features, FeatureSource, FeatureSpec
+    from avpipe.pipeline.senses import Senses
     from avpipe.train.checkpoint import LoadedCaptioner
 
 
@@ -30,10 +33,13 @@ def captions_of(
     *,
     clips: Sequence[Clip] | None = None,
     sources: Mapping[str, FeatureSource] | None = None,
+    senses: Senses | None = None,
+    loaded: LoadedCaptioner | None = None,
 ) -> dict[str, str]:
     """The captions of one split by a run's best checkpoint; made if they are not there, or older than it.
 
-    Written to ``captions/<split>.json`` of the run in the COCO results form.
+    Written to ``captions/<split>.json`` of the run in the COCO results form; to ``captions/<split>.without-audio.json``
+    and the like where something is done to the captioner's senses.
 
     Args:
         workspace: where the run lies.
@@ -41,18 +47,23 @@ def captions_of(
         split: which clips.
         clips: all of the split, where they are at hand; default: read from the manifest.
         sources: the run's feature sets, where they are at hand, with all of these clips; default: opened.
+        senses: what is done to its senses; default: nothing.
+        loaded: the run's best checkpoint, where it is at hand; default: read.
 
     Raises:
         CheckpointError: the run has no whole checkpoint.
+        UsageError: that cannot be done to the senses of this run.
         FingerprintError: the dataset's features are not those that the run was trained on.
     """
     from avpipe.data_manifests import manifest
     from avpipe.eval.coco import read_results, write_results
+    from avpipe.pipeline.senses import WHOLE
     from avpipe.train.generate import caption_clips
 
-    folder = workspace.run(run)
-    path = folder / "captions" / f"{split}.json"
-    loaded = _load_best(folder)
+    folder, senses = workspace.run(run), senses or WHOLE
+    path = folder / "captions" / f"{senses.name_of(split)}.json"
+    loaded = loaded or _load_best(folder)
+    senses.check(loaded.specs, f"run {run!r}")
     made_by = path.with_suffix(".checkpoint")
     if path.exists() and made_by.exists() and made_by.read_text(encoding="utf-8") == loaded.name:
         return dict(read_results(path))
@@ -63,6 +74,7 @@ def captions_of(
         opened = open_features(workspace, dataset, list(loaded.specs))
         check_extracted(dataset, opened, [clip.clip_id for clip in clips])
         sources = opened
+    sources = senses.of(sources, [clip.clip_id for clip in clips])
     captions = {caption.clip_id: caption.text for caption in caption_clips(loaded, clips, sources, device=device())}
     made_by.unlink(missing_ok=True)
     write_results(path, captions)
@@ -78,10 +90,11 @@ def score_run(
     metrics: Sequence[str] = (),
     missing: Missing = "error",
     intersect: Path | None = None,
+    senses: Senses | None = None,
 ) -> ScoreReport:
     """Caption one split with a run's best checkpoint and score it; written to ``scores/`` of the run.
 
-    Every look at the test split is noted in the run's ``test_access.log``.
+    Every look at the test split is noted in the run's ``test_access.log``, and counted in the report's notes.
 
     Args:
         workspace: where the run lies.
@@ -90,53 +103,119 @@ def score_run(
         metrics: by name; default: all.
         missing: what a clip without a caption means.
         intersect: a list of ids: score these clips alone. The signature then names the list beside the split.
+        senses: what is done to the captioner's senses before; default: nothing. It stands in the signature and in the
+            names of the files.
 
     Raises:
-        UsageError: no such split, or none of its clips has a reference.
+        UsageError: no such split, none of its clips has a reference, or that cannot be done to the run's senses.
         DataError: no clip is on the list.
         ScoringError: captions cannot be scored.
     """
-    from avpipe.data_manifests.subset import Subset
-    from avpipe.eval import DEFAULT, score
-    from avpipe.eval.metric import find_metrics
-    from avpipe.pipeline.clip import SPLITS
-    from avpipe.train import checkpoint
+    from avpipe.pipeline.senses import WHOLE
 
-    if split not in SPLITS:
-        raise UnknownNameError("split", split, SPLITS)
-    find_metrics(metrics or DEFAULT)  # a misspelt metric is no look at the test split
-    folder = workspace.run(run)
-    captions = captions_of(workspace, run, split)
-    if split == "test":
-        note_look(folder, f"score {split} of {run}")
-    dataset = checkpoint.read(folder / "checkpoints" / "best")[0].dataset
-    clips = [clip for clip in clips_of(workspace, dataset, split) if clip.captions]
-    if not clips:
-        raise UsageError(f"the {split} split of {dataset!r} has no captions to score against")
-    name, subset = split, Subset.read(intersect) if intersect else None
-    if subset is not None:
-        clips = [clip for clip in clips if subset.holds_id(clip.clip_id, clip.extra)]
-        subset.check()
-        name = subset.name_of(split)
-    references = {clip.clip_id: clip.captions for clip in clips}
-    candidates = {clip_id: text for clip_id, text in captions.items() if clip_id in references}
-    report = score(candidates, references, metrics=metrics or DEFAULT, missing=missing, split=name)
-    report = _noting(report, subset)
-    report.write(folder / "scores")
+    plan = _Plan(split=split, metrics=metrics, missing=missing, intersect=intersect)
+    (report,) = _score_each(workspace, run, plan, lambda loaded: [senses or WHOLE])
     return report
 
 
-def note_look(run_folder: Path, what: str) -> None:
-    """Note a look at the test split in ``test_access.log`` of a run: when, and what for.
+def score_senses(
+    workspace: Workspace,
+    run: str,
+    split: str = "test",
+    *,
+    metrics: Sequence[str] = (),
+    missing: Missing = "error",
+    intersect: Path | None = None,
+    seed: int = 0,
+) -> SideBySide:
+    """Score a run as it is, without each of its modalities, and with each of them of another clip.
+
+    All of it is one look at the split. The table is written to ``scores/<split>.senses.json`` and ``.csv``, each report
+    as by :func:`score_run`.
+
+    Args:
+        workspace: see :func:`score_run`, as for all but ``seed``.
+        run: its name.
+        split: which clips.
+        metrics: by name; default: all.
+        missing: what a clip without a caption means.
+        intersect: a list of ids.
+        seed: of the exchanges.
 
     Raises:
-        StoreError: it cannot be written.
+        UsageError: the run has one modality only; and see :func:`score_run`.
+        DataError: see :func:`score_run`.
+        ScoringError: see :func:`score_run`.
     """
-    from avpipe.pipeline.files import storage_errors
+    from avpipe.eval.side_by_side import SideBySide
+    from avpipe.pipeline.senses import every_sense
 
-    log = run_folder / "test_access.log"
-    with storage_errors(log), log.open("a", encoding="utf-8") as file:
-        file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {what}\n")
+    tried: list[Senses] = []
+
+    def all_of(loaded: LoadedCaptioner) -> list[Senses]:
+        tried.extend(every_sense(loaded.specs, f"run {run!r}", seed))
+        return tried
+
+    plan = _Plan(split=split, metrics=metrics, missing=missing, intersect=intersect)
+    reports = _score_each(workspace, run, plan, all_of)
+    table = SideBySide({senses.label: report for senses, report in zip(tried, reports, strict=True)})
+    table.write(workspace.run(run) / "scores", f"{reports[0].split}.senses")
+    return table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """What of a run is scored, and how; see :func:`score_run`."""
+
+    split: str
+    metrics: Sequence[str]
+    missing: Missing
+    intersect: Path | None
+
+
+def _score_each(
+    workspace: Workspace, run: str, plan: _Plan, wanted: Callable[[LoadedCaptioner], Sequence[Senses]]
+) -> list[ScoreReport]:
+    """Caption with some senses each, look at the references once, and score all."""
+    from avpipe.data_manifests.subset import Subset
+    from avpipe.eval import DEFAULT, Scorer
+    from avpipe.eval.metric import find_metrics
+    from avpipe.pipeline.clip import SPLITS
+
+    if plan.split not in SPLITS:
+        raise UnknownNameError("split", plan.split, SPLITS)
+    find_metrics(plan.metrics or DEFAULT)  # a misspelt metric is no look at the test split
+    name, subset = plan.split, Subset.read(plan.intersect) if plan.intersect else None
+    folder = workspace.run(run)
+    loaded = _load_best(folder)
+    several = wanted(loaded)
+    captions = [captions_of(workspace, run, plan.split, senses=senses, loaded=loaded) for senses in several]
+    looks = 0
+    if plan.split == "test":
+        is_plain = len(several) == 1 and several[0].is_whole
+        done = "" if is_plain else f": {', '.join(senses.label for senses in several)}"
+        looks = note_look(folder, f"score test of {run}{done}")
+    dataset = loaded.config.dataset
+    clips = [clip for clip in clips_of(workspace, dataset, plan.split) if clip.captions]
+    if not clips:
+        raise UsageError(f"the {plan.split} split of {dataset!r} has no captions to score against")
+    if subset is not None:
+        clips = [clip for clip in clips if subset.holds_id(clip.clip_id, clip.extra)]
+        subset.check()
+        name = subset.name_of(plan.split)
+    references = {clip.clip_id: clip.captions for clip in clips}
+    tools = tools_for(workspace, dataset, plan.metrics or DEFAULT)
+    scorer = Scorer(references, metrics=plan.metrics or DEFAULT, missing=plan.missing, split=name, tools=tools)
+    reports = []
+    for senses, made in zip(several, captions, strict=True):
+        report = scorer.score({clip_id: text for clip_id, text in made.items() if clip_id in references})
+        report = _noting(report, subset)
+        counted = (f"look number {looks} at test of run {run!r} ({LOG})",) if looks else ()
+        notes = (*report.notes, *senses.notes(loaded.specs), *counted)
+        report = replace(report, senses=senses.signature, notes=notes)
+        report.write(folder / "scores", senses.name_of(name))
+        reports.append(report)
+    return reports
 
 
 def score_files(

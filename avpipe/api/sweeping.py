@@ -256,15 +256,15 @@ def identity(config: RunConfig) -> str:
 
 
 class _Dataset:
-    """What the runs on one dataset share. The test split is sealed: its captions never become clips here."""
+    """What the runs on one dataset share."""
 
     def __init__(self, workspace: Workspace, name: str) -> None:
         from avpipe.data_manifests import manifest
 
         self.workspace, self.name = workspace, name
-        clips = manifest.read(workspace.manifest(name), splits=("train", "val"))
-        self.train_clips: Sequence[Clip] = clips.split("train")
-        self.val_clips: Sequence[Clip] = clips.split("val")
+        clips = manifest.read_for_training(workspace.manifest(name))
+        self.train_clips: Sequence[Clip] = clips.train
+        self.val_clips: Sequence[Clip] = clips.val
         self.opened: dict[str, FeatureSet] = {}
         self._chosen: dict[tuple[tuple[str, ...], ...], tuple[str, ...]] = {}
         self._captions: dict[tuple[tuple[str, ...], bool], list[int]] = {}

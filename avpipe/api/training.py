@@ -63,20 +63,19 @@ def train(
     dataset = choose_dataset(workspace, config.dataset or None, extracted=True)
     sources = open_features(workspace, dataset, config.features, config.modalities)
     config = config.model_copy(update={"dataset": dataset, "features": tuple(sources)})
-    # The test split is sealed: its captions never become clips here.
-    clips = manifest.read(workspace.manifest(dataset), splits=("train", "val"))
-    check_extracted(dataset, sources, [clip.clip_id for clip in clips.clips])
+    clips = manifest.read_for_training(workspace.manifest(dataset))
+    check_extracted(dataset, sources, clips.clip_ids)
     name = _run_name(workspace, config, name)
     starting_checkpoint(workspace, name, config.train.init_from)  # told before anything is prepared
-    val = [clip for clip in clips.split("val") if clip.captions]
+    val = [clip for clip in clips.val if clip.captions]
     score = ValidationScorer({clip.clip_id: clip.captions for clip in val}) if val else None
     result = train_run(
         workspace,
         name,
         config,
         sources=sources,
-        train_clips=clips.split("train"),
-        val_clips=clips.split("val"),
+        train_clips=clips.train,
+        val_clips=clips.val,
         score=score,
         on_event=on_event,
     )

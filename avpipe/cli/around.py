@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -92,13 +92,32 @@ def _list_datasets(workspace: Workspace, name: str, as_json: bool) -> None:
 
 
 @app.command()
-def doctor(as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
-    """Look whether everything is here that the stages need."""
+def doctor(
+    install: Annotated[
+        Literal["spice"] | None,
+        typer.Option("--install", help="Fetch what avpipe does not bring along: spice, 385 MB from Maven Central."),
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option("--from", help="With --install: a folder, or its URL, that has the files.")
+    ] = None,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Look whether everything is here that the stages need; or fetch what is missing."""
     from dataclasses import asdict
 
     from avpipe.console import out
     from avpipe.doctor import examine
 
+    if install is not None:
+        from avpipe.eval import corenlp
+
+        folder = corenlp.install(source, tell=lambda line: None if as_json else out.print(line, markup=False))
+        if as_json:
+            typer.echo(json.dumps({install: str(folder)}))
+        return
+    if source is not None:
+        raise UsageError(f"--from {source} goes with --install")
     findings = list(examine(Workspace.find(workspace)))
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings]))

@@ -56,6 +56,33 @@ class Manifest:
         return tuple(clip for clip in self.clips if clip.split == name)
 
 
+@dataclass(frozen=True, slots=True)
+class TrainingClips:
+    """What a training may know of a dataset: there is no test split to ask for, and no clip of it can be in here.
+
+    Attributes:
+        train: clips to learn from.
+        val: clips to choose the best checkpoint by.
+
+    Raises:
+        ValueError: a clip is of the test split.
+    """
+
+    train: tuple[Clip, ...]
+    val: tuple[Clip, ...]
+
+    def __post_init__(self) -> None:
+        if sealed := [clip.clip_id for clip in (*self.train, *self.val) if clip.split == "test"]:
+            raise ValueError(
+                f"clips of a training: expected none of the test split, which is sealed, got {sealed[0]!r}"
+            )
+
+    @property
+    def clip_ids(self) -> list[str]:
+        """Of all."""
+        return [clip.clip_id for clip in (*self.train, *self.val)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
     """What a manifest says of itself.
@@ -183,6 +210,21 @@ def read(path: Path, splits: Iterable[str] | None = None) -> Manifest:
         clips_per_shard=header.clips_per_shard,
         ids_sha256=header.ids_sha256,
     )
+
+
+def read_for_training(path: Path) -> TrainingClips:
+    """Read what a training may know: the test split is sealed, and nothing of it is made into clips.
+
+    The one way in which clips come to a training.
+
+    Args:
+        path: of the manifest, ``.../<dataset>.jsonl.gz``.
+
+    Raises:
+        DataError: see :func:`read`.
+    """
+    clips = read(path, splits=("train", "val"))
+    return TrainingClips(train=clips.split("train"), val=clips.split("val"))
 
 
 def read_header(path: Path) -> Header:

@@ -31,7 +31,7 @@ def read_results(path: Path) -> dict[str, str]:
     Raises:
         DataError: the file cannot be read, is no such file, or names a clip twice.
     """
-    values = _read_json(path)
+    values = read_json(path)
     if isinstance(values, Mapping):
         return {key: _single(path, key, value) for key, value in values.items()}
     if not isinstance(values, list):
@@ -54,7 +54,7 @@ def read_references(path: Path) -> dict[str, list[str]]:
     Raises:
         DataError: the file cannot be read or is no such file.
     """
-    values = _read_json(path)
+    values = read_json(path)
     if not isinstance(values, Mapping):
         hint = "; this looks like results, not references" if isinstance(values, list) else ""
         raise DataError(f"{path}: {_REFERENCES_FORM}, got {_shape(values)}{hint}")
@@ -105,7 +105,12 @@ def _coco_references(path: Path, values: Mapping[str, Any]) -> dict[str, list[st
     return references
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """What a JSON file of captions holds.
+
+    Raises:
+        DataError: it cannot be read, is none, or has a key twice in one object.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

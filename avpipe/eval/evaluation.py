@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from avpipe.eval import ptb
+from avpipe.eval.children import Stop
 
 if TYPE_CHECKING:
     from avpipe.eval.metric import MetricResult
@@ -82,6 +83,7 @@ class Evaluation:
         references: as given.
         tools: as given.
         idf: as given.
+        stop: set when nobody waits for results any more: children that are asked for this evaluation then end.
 
     Raises:
         ValueError: ids or their order differ.
@@ -99,6 +101,7 @@ class Evaluation:
             raise ValueError("references and candidates: expected the same ids in the same order")
         self.captions, self.words, self.references, self.tools = captions, words, references, tools
         self.idf = idf
+        self.stop = Stop()
         self._lock = threading.Lock()
         self._results: dict[str, Future[MetricResult]] = {}
 

@@ -17,13 +17,17 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self, TypeVar
+from typing import IO, TYPE_CHECKING, Self, TypeVar
 
 from avpipe.pipeline.errors import ScoringError
+
+if TYPE_CHECKING:
+    from avpipe.eval.children import Stop
 
 ENVIRONMENT_VARIABLE = "AVPIPE_JAVA"
 OLDEST_MAJOR = 8
@@ -32,6 +36,8 @@ PATIENCE_SECONDS = 120.0
 network disk."""
 
 _CHUNK_BYTES = 1 << 16
+_LOOK_SECONDS = 0.2  # how often a wait looks whether it was told to stop
+_BUSY = 0.1  # of one processor: an idle JVM takes less, one at work more, even on a crowded machine
 _STDERR_TAIL_BYTES = 1 << 16
 
 # Locale and encoding are part of the numbers: a German JVM prints "0,5", an ASCII one turns "é" into "?".
@@ -156,6 +162,9 @@ class JavaChild:
         name: for messages.
         heap_megabytes: the JVM's ``-Xmx``.
         patience_seconds: see above.
+        patience_factor: a program that works on one answer, as its processor time tells, is given so many times the
+            patience; one that neither works nor answers is not.
+        stop: when it is set, from whatever thread, waiting ends with a :class:`JavaError`.
 
     Raises:
         JavaError: the program cannot be started, or there is nowhere to write temp files.
@@ -170,9 +179,12 @@ class JavaChild:
         name: str,
         heap_megabytes: int = 256,
         patience_seconds: float = PATIENCE_SECONDS,
+        patience_factor: int = 1,
+        stop: Stop | None = None,
     ) -> None:
-        self._path, self._arguments, self._name = path, arguments, name
+        self._path, self._arguments, self._name, self._stop = path, arguments, name, stop
         self._heap_megabytes, self._patience_seconds = heap_megabytes, patience_seconds
+        self._patience_factor = patience_factor
         self._resources = contextlib.ExitStack()
         self._unread = b""
 
@@ -260,11 +272,7 @@ class JavaChild:
                 stdin.close()
             selector.register(stdout, selectors.EVENT_READ)
             while end or len(lines) < answers:
-                ready = selector.select(self._patience_seconds)
-                if not ready:
-                    said = f"{len(lines)} of {answers} answers" if answers else "nothing"
-                    raise self._died(f"hangs: no sign of life for {self._patience_seconds:g} s after {said}; killed")
-                for key, _ in ready:
+                for key, _ in self._wait(selector, f"{len(lines)} of {answers} answers" if answers else "nothing"):
                     if key.fileobj is stdin:
                         try:
                             data = data[os.write(stdin.fileno(), data[:_CHUNK_BYTES]) :]
@@ -289,6 +297,38 @@ class JavaChild:
                             f"{self._name}: expected {answers} lines, got more; the next is {lines[answers]!r}"
                         )
         return lines
+
+    def _wait(self, selector: selectors.BaseSelector, said: str) -> list[tuple[selectors.SelectorKey, int]]:
+        """What can be read or written; dead if that takes too long."""
+        patience, factor = self._patience_seconds, self._patience_factor
+        for _ in range(factor):
+            before = self._processor_seconds() if factor > 1 else 0.0
+            if ready := self._select(selector):
+                return ready
+            if factor == 1 or self._processor_seconds() - before < _BUSY * patience:
+                raise self._died(f"hangs: no sign of life for {patience:g} s after {said}; killed")
+        raise self._died(f"hangs: no answer for {factor * patience:g} s after {said}, though it works; killed")
+
+    def _select(self, selector: selectors.BaseSelector) -> list[tuple[selectors.SelectorKey, int]]:
+        """What can be read or written; nothing if that takes more than the patience."""
+        until = time.monotonic() + self._patience_seconds
+        while True:
+            if self._stop is not None and self._stop.is_set():
+                raise JavaError(f"{self._name}: stopped before it was done")
+            left = until - time.monotonic()
+            ready = selector.select(max(left if self._stop is None else min(left, _LOOK_SECONDS), 0))
+            if ready or left <= 0:
+                return ready
+
+    def _processor_seconds(self) -> float:
+        """What it has used so far; 0 once it is dead."""
+        import psutil
+
+        try:
+            times = psutil.Process(self._process.pid).cpu_times()
+        except psutil.Error:
+            return 0.0
+        return float(times.user + times.system)
 
     def _how_it_ended(self) -> str:
         try:

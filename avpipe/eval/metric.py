@@ -49,22 +49,26 @@ class MetricResult:
         statistics: ``(clips, k)``: the sums of these over clips make the corpus score, by the module's ``aggregate``.
             ``None``: the corpus score is the mean of the clips' scores.
         notes: what a reader of these numbers should know.
+        version: in the place of the module's, where weights or the like change the numbers too; "": the module's.
     """
 
     corpus: Mapping[str, float]
     per_clip: Mapping[str, Mapping[str, float]]
     statistics: npt.NDArray[np.float64] | None = None
     notes: tuple[str, ...] = ()
+    version: str = ""
 
     def __post_init__(self) -> None:
         if self.corpus.keys() != self.per_clip.keys():
             raise ValueError(f"per_clip: expected the names {list(self.corpus)}, got {list(self.per_clip)}")
 
     @classmethod
-    def of_means(cls, per_clip: Mapping[str, Mapping[str, float]], notes: tuple[str, ...] = ()) -> MetricResult:
+    def of_means(
+        cls, per_clip: Mapping[str, Mapping[str, float]], notes: tuple[str, ...] = (), version: str = ""
+    ) -> MetricResult:
         """Of a metric whose corpus scores are means over the clips."""
         corpus = {name: sum(scores.values()) / len(scores) for name, scores in per_clip.items()}
-        return cls(corpus=corpus, per_clip=per_clip, notes=notes)
+        return cls(corpus=corpus, per_clip=per_clip, notes=notes, version=version)
 
 
 class Metric(Protocol):
@@ -115,17 +119,19 @@ def direction(name: str) -> int:
     return {"higher": 1, "lower": -1, "neither": 0}[getattr(load(name), "BETTER", "higher")]
 
 
-def version_of(name: str, java: Java | None) -> str:
+def version_of(name: str, java: Java | None, told: str = "") -> str:
     """What changes a metric's numbers, for the signature.
 
     Args:
         name: of the module.
         java: that ran.
+        told: by the metric's result, in the place of the module's own; may be empty.
     """
     module = load(name)
+    version = told or module.VERSION
     if not getattr(module, "JAVA", False):
-        return module.VERSION
-    return "|".join(part for part in (module.VERSION, f"java:{java.major if java else 'none'}") if part)
+        return version
+    return "|".join(part for part in (version, f"java:{java.major if java else 'none'}") if part)
 
 
 def find_metrics(names: Iterable[str]) -> dict[str, Metric]:

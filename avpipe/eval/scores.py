@@ -44,6 +44,7 @@ class ScoreReport:
         java: version of the Java that ran, or empty: no metric needed one, and no caption.
         versions: of the packages that made the numbers.
         notes: what a reader of the numbers should know.
+        senses: what was done to the captioner's senses (``"-audio"``); empty: nothing.
     """
 
     split: str
@@ -65,6 +66,7 @@ class ScoreReport:
     java: str
     versions: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    senses: str = ""
 
     def __post_init__(self) -> None:
         unexplained = [name for name, score in self.scores.items() if (score is None) != (name in self.reasons)]
@@ -89,6 +91,7 @@ class ScoreReport:
             f"n:{self.scored}/{self.expected}",
             f"refs:{fewest}" if fewest == most else f"refs:{fewest}-{most}",
             f"split:{self.split}@{self.references_sha256[:8]}",
+            *([f"senses:{self.senses}"] if self.senses else []),
             f"tok:{self.tokeniser}",
             f"missing:{self.missing_policy}",
             *(f"{package}:{version}" for package, version in self.versions.items()),
@@ -124,6 +127,7 @@ class ScoreReport:
             "java": self.java,
             "versions": dict(self.versions),
             "notes": list(self.notes),
+            "senses": self.senses,
         }
 
     def write(self, folder: Path, stem: str = "") -> tuple[Path, Path]:

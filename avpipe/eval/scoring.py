@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 from avpipe import __version__
@@ -98,6 +98,7 @@ class Scorer:
         _complain(ran.reasons, strict=self._strict)
         corpus = {name: value for result in ran.results.values() for name, value in result.corpus.items()}
         by_clip = {name: values for result in ran.results.values() for name, values in result.per_clip.items()}
+        versions = {key: result.version for key, result in ran.results.items()}
         counts = [len(captions) for captions in covered.references.values()]
         java = self._tools.java_used
         return ScoreReport(
@@ -117,7 +118,7 @@ class Scorer:
             altered_references=self._references.altered,
             tokeniser=ptb.NAME,
             metric_versions={
-                name: self._versioned(version_of(metric, java))
+                name: self._versioned(version_of(metric, java, versions.get(metric, "")))
                 for metric, module in self._wanted.items()
                 for name in module.NAMES
             },
@@ -142,8 +143,10 @@ class Scorer:
             return _Ran(reasons={name: reason for module in self._wanted.values() for name in module.NAMES})
         results: dict[str, MetricResult] = {}
         reasons: dict[str, str] = {}
-        with ThreadPoolExecutor(max_workers=max(len(self._wanted), 1)) as pool:
+        # Those that wait for Java leave the processor to the others.
+        with ThreadPoolExecutor(max_workers=max(len(self._wanted), 1)) as pool, evaluation.stop:
             futures = {name: pool.submit(evaluation.result, name) for name in self._wanted}
+            wait(futures.values())
         for name, future in futures.items():
             try:
                 results[name] = future.result()

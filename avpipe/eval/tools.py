@@ -3,30 +3,62 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from avpipe.eval.java import PATIENCE_SECONDS, Java, find_java
+from avpipe.eval.networks import Networks
 from avpipe.pipeline.errors import MissingPackageError
+
+if TYPE_CHECKING:
+    from avpipe.pipeline.features import FeatureSource
 
 
 class Tools:
-    """Java and its limits. Looks for Java when it is first wanted.
+    """Java and its limits, networks and their weights. Looks for either when it is first wanted.
 
     Args:
         java: use this one; looked for with :func:`avpipe.eval.java.find_java` where not given.
         patience_seconds: how long a child process may show no sign of life before it is killed.
+        weights: where to find those of networks that judge captions, by :data:`avpipe.eval.networks.DEFAULTS`' names.
+        pictures: features of what is to be seen, in the space that a CLIP shares with text; ``None``: there are none.
+        processes: how many children a metric may have at once; where not given, as many as cores, memory and the
+            number of captions make worth it.
+        spice: folder of the CoreNLP jars that SPICE needs; looked for with :func:`avpipe.eval.corenlp.find_corenlp`
+            where not given.
 
     Attributes:
         patience_seconds: as given.
+        pictures: as given.
+        processes: as given.
+        spice: as given.
         java_used: the Java that was asked for so far, or ``None``: nothing needed one.
+        networks: the networks that metrics ask for; read when first wanted.
+
+    Raises:
+        UnknownNameError: ``weights`` names no such network.
+        ValueError: fewer than one process.
     """
 
-    def __init__(self, java: Java | None = None, *, patience_seconds: float = PATIENCE_SECONDS) -> None:
+    def __init__(
+        self,
+        java: Java | None = None,
+        *,
+        patience_seconds: float = PATIENCE_SECONDS,
+        weights: Mapping[str, str] | None = None,
+        pictures: FeatureSource | None = None,
+        processes: int | None = None,
+        spice: Path | None = None,
+    ) -> None:
+        if processes is not None and processes < 1:
+            raise ValueError(f"processes: expected 1 or more, got {processes}")
         self._given = java
-        self.patience_seconds = patience_seconds
+        self.networks = Networks(weights or {})
+        self.pictures = pictures
+        self.patience_seconds, self.processes, self.spice = patience_seconds, processes, spice
         self.java_used: Java | None = None
         self._lock = threading.Lock()
 

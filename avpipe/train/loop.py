@@ -19,6 +19,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from avpipe.data_manifests.manifest import TrainingClips
 from avpipe.pipeline.clip import Clip
 from avpipe.pipeline.config import write_yaml
 from avpipe.pipeline.errors import CheckpointError, DataError, TrainingError, UsageError
@@ -135,8 +136,10 @@ def train(
         MissingWeightsError: public weights that a new training starts from are neither here nor to be had.
         TrainingError: the loss or its gradient is not finite; the message names the clips.
         UsageError: a precision, or Weights & Biases, is asked for that is not to be had here.
+        ValueError: a clip is of the test split, which is sealed.
     """
     started = time.monotonic()
+    TrainingClips(train=tuple(train_clips), val=tuple(val_clips))  # refuses those of the test split
     settings = config.train
     check_log(config)
     specs = {name: source.spec for name, source in sources.items()}

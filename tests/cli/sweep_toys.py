@@ -22,10 +22,10 @@ SETTINGS = {
 """30 steps, and one validation."""
 
 
-def workspace(root: Path) -> Workspace:
-    """20 training clips, 6 of val, 3 of test; feature sets ``eyes`` and ``ears``."""
+def workspace(root: Path, test: int = 3) -> Workspace:
+    """20 training clips, 6 of val, 3 or more of test; feature sets ``eyes`` and ``ears``."""
     made = Workspace(root)
-    groups = [toys.clips(20), toys.clips(6, "val"), toys.clips(3, "test")]
+    groups = [toys.clips(20), toys.clips(6, "val"), toys.clips(test, "test")]
     clips = [clip for group in groups for clip in group]
     manifest.write(made.manifest("toy"), clips, media_root=root)
     for name, source in toys.sources(*groups).items():

@@ -78,6 +78,14 @@ def test_every_look_at_the_test_split_is_one_line_of_its_log(avpipe: Avpipe, use
         assert len(log.read_text(encoding="utf-8").splitlines()) == looks
 
 
+def test_a_run_without_pictures_has_no_clipscore_but_the_reason(avpipe: Avpipe, used: Workspace) -> None:
+    said = avpipe("score", "--split", "val", "--metrics", "clipscore", "--json", "-w", used.root)
+    assert said.status == 1
+    report = json.loads(said.out)
+    assert report["scores"] == {"CLIPScore": None, "RefCLIPScore": None}
+    assert "avpipe extract -d DATASET -e clip_vit" in report["reasons"]["CLIPScore"]
+
+
 def test_a_misspelt_metric_is_no_look_at_the_test_split(avpipe: Avpipe, used: Workspace) -> None:
     said = avpipe("score", "--metrics", "cidre", "-w", used.root)
     assert said.status == 2
@@ -213,6 +221,21 @@ def test_files_of_any_model_are_scored_with_every_metric(avpipe: Avpipe, tmp_pat
     assert {"METEOR", "CIDEr", "ROUGE_L"} <= set(said.out.split())
 
 
+def test_dense_captions_are_scored(avpipe: Avpipe, tmp_path: Path) -> None:
+    event = {"sentence": "a dog runs", "timestamp": [0, 9]}
+    (tmp_path / "p.json").write_text(json.dumps({"results": {"v": [event]}}), encoding="utf-8")
+    several = [tmp_path / "val_1.json", tmp_path / "val_2.json"]
+    for path, sentence in zip(several, ("A dog runs.", "Someone sings."), strict=True):
+        path.write_text(json.dumps({"v": {"timestamps": [[0, 10]], "sentences": [sentence]}}), encoding="utf-8")
+    options = ("score", "--predictions", tmp_path / "p.json", "--dense", several[0], "--dense", several[1])
+    said = avpipe(*options, "--metrics", "rouge_l", "--json")
+    assert said.status == 0
+    report = json.loads(said.out)
+    assert report["by_threshold"]["ROUGE_L"] == pytest.approx([0.5, 0.5, 0.5, 0])
+    assert report["scores"]["Recall"] == 0.75
+    assert "tIoU 0.9" in avpipe(*options, "--metrics", "rouge_l", "--percent").out
+
+
 def test_a_run_and_a_file_are_not_scored_at_once(avpipe: Avpipe, tmp_path: Path) -> None:
     said = avpipe("score", "--run", "tiny", "--predictions", tmp_path / "p.json", "--references", tmp_path / "r.json")
     assert said.status == 2
@@ -330,6 +353,8 @@ def test_an_interrupted_command_says_that_it_can_go_on(
         ("score -s tset", 2, "unknown split 'tset' (did you mean 'test'?)"),
         ("score --predictions p.json", 2, "--predictions and --references go together"),
         ("score --predictions p.json --references r.json", 1, "p.json"),
+        ("score --dense val_1.json", 2, "--dense and --predictions go together"),
+        ("score --dense val_1.json --run tiny", 2, "not with --run"),
         ("ls runz", 2, "unknown kind of part 'runz' (did you mean 'runs'?)"),
         ("verify -d zzz", 2, "unknown dataset 'zzz'; known: synthetic"),
         ("retry -e zzz", 2, "unknown feature set 'zzz'; known: colour_grid, log_mel"),
@@ -515,3 +540,44 @@ def test_the_doctor_finds_faults(avpipe: Avpipe, tmp_path: Path, monkeypatch: py
     assert said.status == 1
     assert "lacks webdataset" in said.out
     assert f"expected a folder at {tmp_path / 'file'}, got a file" in said.out
+
+
+def test_the_doctor_tells_whether_spice_can_run(
+    avpipe: Avpipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from avpipe.eval.corenlp import JARS
+
+    def finding() -> dict[str, str]:
+        findings = json.loads(avpipe("doctor", "--json", "-w", tmp_path).out)
+        return next(found for found in findings if found["check"] == "spice")
+
+    monkeypatch.setenv("AVPIPE_SPICE", str(tmp_path))
+    assert finding()["status"] == "note"
+    assert "avpipe doctor --install spice" in finding()["detail"]
+    for name in JARS:
+        (tmp_path / name).touch()
+    assert (finding()["status"], finding()["detail"]) == ("ok", f"CoreNLP 3.6.0 in {tmp_path}")
+
+
+def test_the_doctor_installs_what_spice_needs(avpipe: Avpipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import hashlib
+
+    from avpipe.eval import corenlp
+
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "small.jar").write_bytes(b"small")
+    monkeypatch.setenv("AVPIPE_CACHE", str(tmp_path / "cache"))
+    pinned = {"small.jar": hashlib.sha256(b"small").hexdigest()}
+    monkeypatch.setattr(corenlp.install, "__kwdefaults__", {**corenlp.install.__kwdefaults__, "jars": pinned})
+    said = avpipe("doctor", "--install", "spice", "--from", tmp_path / "source")
+    assert said.status == 0
+    assert "small.jar from " in said.out
+    assert (tmp_path / "cache" / "spice" / "small.jar").read_bytes() == b"small"
+    again = avpipe("doctor", "--install", "spice", "--from", tmp_path / "source", "--json")
+    assert json.loads(again.out) == {"spice": str(tmp_path / "cache" / "spice")}
+
+
+def test_the_doctor_refuses_a_source_for_nothing(avpipe: Avpipe, tmp_path: Path) -> None:
+    said = avpipe("doctor", "--from", tmp_path)
+    assert said.status == 2
+    assert f"--from {tmp_path} goes with --install" in said.err

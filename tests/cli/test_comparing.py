@@ -220,6 +220,7 @@ def test_runs_are_compared_and_every_look_is_noted(avpipe: Avpipe, used: Workspa
     for run in ("plain", "toys-concat-seed0", "toys-concat-seed1"):
         (line,) = (used.run(run) / "test_access.log").read_text(encoding="utf-8").splitlines()
         assert line.endswith(f" compare test of {run}")
+    assert "plain: look number 1 at test of run 'plain' (test_access.log)" in found["notes"]
     assert not (used.run("toys-lr=1,2-seed0") / "test_access.log").exists()
 
 
@@ -288,4 +289,7 @@ def test_score_gives_intervals_and_forms(avpipe: Avpipe, files: Path) -> None:
     assert avpipe("score", *words, "--format", "csv").out == f"metric,score,low,high\nCIDEr,{exact!r},,\n"
     said = avpipe("score", *words, "--format", "csv", "--percent", "--intervals").out
     assert said.splitlines()[1] == f"CIDEr,{100 * exact!r},{100 * low!r},{100 * high!r}"
+    said = avpipe("score", *words, "--format", "csv", "--slices", "length")
+    assert (said.status, said.out) == (2, "")
+    assert "--slices makes a table of its own, which --format does not know; try: --json" in said.err
     assert r"\toprule" in avpipe("score", *words, "--format", "latex").out

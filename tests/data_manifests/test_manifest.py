@@ -94,6 +94,16 @@ def test_the_test_split_stays_sealed(written: Path, monkeypatch: pytest.MonkeyPa
     assert "secret" in str(made)  # the second read was of all splits: the spy does see captions
 
 
+def test_a_training_is_given_no_clip_of_test(written: Path) -> None:
+    clips = manifest.read_for_training(written)
+    assert [clip.clip_id for clip in clips.train] == ["b"]
+    assert [clip.clip_id for clip in clips.val] == ["c"]
+    assert clips.clip_ids == ["b", "c"]
+    of_test = manifest.read(written).split("test")
+    with pytest.raises(ValueError, match="expected none of the test split, which is sealed, got 'a'"):
+        manifest.TrainingClips(train=clips.train, val=(*clips.val, *of_test))
+
+
 def test_a_workspace_can_be_moved(path: Path, tmp_path: Path) -> None:
     manifest.write(path, TOYS, media_root=tmp_path / "workspace" / "media" / "toy")
     (tmp_path / "workspace").rename(tmp_path / "moved")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import stat
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -13,7 +10,13 @@ from avpipe.eval import java
 from avpipe.eval.java import Java, find_java, java_version
 from avpipe.eval.tools import Tools
 
-from .toys import FakeJava
+from .toys import FakeJava, write_java
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What a test remembers is neither the user's nor another test's."""
+    monkeypatch.setenv("AVPIPE_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="session")
@@ -31,18 +34,8 @@ def packaged_java() -> Java:
 
 @pytest.fixture
 def fake_java(tmp_path: Path) -> FakeJava:
-    """Writes an executable and calls it Java 17: a shell script, or Python where it begins with "import"."""
-
-    def write(text: str) -> Java:
-        number = len(list(tmp_path.glob("java*")))
-        path = tmp_path / f"java{number}"
-        text = textwrap.dedent(text).strip()
-        shebang = f"#!{sys.executable}" if text.startswith("import") else "#!/bin/sh"
-        path.write_text(f"{shebang}\n{text}\n", encoding="utf-8")
-        path.chmod(path.stat().st_mode | stat.S_IXUSR)
-        return Java(path=path, version="17.0.1", source="test")
-
-    return write
+    """See :func:`write_java`."""
+    return lambda text: write_java(tmp_path, text)
 
 
 @pytest.fixture

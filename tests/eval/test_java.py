@@ -192,6 +192,38 @@ def test_hanging_program_and_its_children_are_killed(fake_java: FakeJava, tmp_pa
     assert [is_gone(int(pid)) for pid in pids.read_text().split()] == [True, True]
 
 
+def slow(java: Java) -> JavaChild:
+    return JavaChild(java.path, [], name="toy", patience_seconds=0.7, patience_factor=40)
+
+
+def test_slow_program_is_waited_for_where_it_works(fake_java: FakeJava) -> None:
+    # A second of processor time, which is more than the patience.
+    java = fake_java("import time\nwhile time.process_time() < 1: pass\nprint('done')")
+    with slow(java) as toy:
+        assert toy.ask([], answers=1) == ["done"]
+    with child(java, patience_seconds=0.7) as toy, pytest.raises(JavaDiedError, match="hangs"):
+        toy.ask([], answers=1)
+
+
+def test_slow_program_is_not_waited_for_where_it_sleeps(fake_java: FakeJava) -> None:
+    with (
+        slow(fake_java("exec sleep 987")) as toy,
+        pytest.raises(JavaDiedError, match=r"hangs: no sign of life for 0\.7"),
+    ):
+        toy.ask([], answers=1)
+
+
+def test_program_that_works_for_ever_is_killed(fake_java: FakeJava) -> None:
+    java = fake_java("while :; do :; done")
+    with (
+        JavaChild(java.path, [], name="toy", patience_seconds=0.7, patience_factor=2) as toy,
+        pytest.raises(
+            JavaDiedError, match=r"hangs: no answer for 1\.4 s after 0 of 1 answers, though it works; killed"
+        ),
+    ):
+        toy.ask([], answers=1)
+
+
 def test_program_that_closes_its_output_but_does_not_end_is_killed(fake_java: FakeJava) -> None:
     java = fake_java("exec >&-; exec sleep 987")
     with (

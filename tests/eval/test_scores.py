@@ -50,6 +50,13 @@ def test_protocol_is_what_the_signatures_share() -> None:
     )
 
 
+def test_what_was_done_to_the_senses_stands_in_the_signature() -> None:
+    deaf = replace(REPORT, senses="-audio")
+    assert "|split:test@3f2a01bc|senses:-audio|tok:ptb3.4.1|" in deaf.signature("CIDEr")
+    assert deaf.to_json()["senses"] == "-audio"
+    assert "senses:" not in REPORT.protocol
+
+
 def test_files(tmp_path: Path) -> None:
     summary, by_clip = REPORT.write(tmp_path / "scores")
     assert (summary, by_clip) == (tmp_path / "scores" / "test.json", tmp_path / "scores" / "test.csv")

@@ -13,21 +13,20 @@ from avpipe.eval.java import Java, JavaError
 from avpipe.eval.tools import Tools
 from avpipe.pipeline.errors import DataError, ScoringError, UnknownNameError
 
-from .test_metrics import PRETENDER
-from .toys import TOY_CANDIDATES, TOY_REFERENCES, FakeJava
+from .toys import METEOR_PRETENDED, METEOR_PRETENDER, TOY_CANDIDATES, TOY_REFERENCES, FakeJava
 
 
 @pytest.fixture
 def report(fake_meteor: FakeJava) -> ScoreReport:
     """Of all metrics, with captions in another order than the references; METEOR, which takes seconds, is played."""
-    tools = Tools(fake_meteor(PRETENDER.format(answer="0.25")))
+    tools = Tools(fake_meteor(METEOR_PRETENDER))
     return score(dict(reversed(TOY_CANDIDATES.items())), TOY_REFERENCES, split="test", tools=tools)
 
 
 def test_all_metrics_by_default(report: ScoreReport) -> None:
     assert list(report.scores) == ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
     assert all(isinstance(value, float) for value in report.scores.values())
-    assert report.scores["METEOR"] == 0.25
+    assert report.scores["METEOR"] == pytest.approx(METEOR_PRETENDED)
     assert report.complete
     assert (report.scored, report.expected, report.references_per_clip) == (7, 7, (2, 3))
     assert report.java == "17.0.1"
@@ -135,7 +134,7 @@ def test_without_java_strict_scoring_stops(no_java: None) -> None:
     [
         ("exit 1", "METEOR ended with exit status 1 after 0 of 7 answers"),
         ("kill -9 $$", "METEOR was killed by SIGKILL"),
-        (PRETENDER.format(answer="0,5"), "METEOR: expected a number from 0 to 1, got '0,5'"),
+        (METEOR_PRETENDER.replace(".", ","), "METEOR: expected 23 counts, got '4,0 4,0 0,0"),
     ],
 )
 def test_a_failing_meteor_is_none_and_spares_the_others(

@@ -22,6 +22,8 @@ What rewards self-critical training, a few captions a step of any clip, is :mod:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from avpipe.eval.evaluation import Evaluation
 from avpipe.eval.metric import MetricResult
 
@@ -37,13 +39,17 @@ def compute(evaluation: Evaluation) -> MetricResult:
     return similarity(evaluation, "CIDEr", clipped=True)
 
 
-def similarity(evaluation: Evaluation, name: str, *, clipped: bool) -> MetricResult:
+def similarity(
+    evaluation: Evaluation, name: str, *, clipped: bool, corpora: Sequence[int] | None = None
+) -> MetricResult:
     """CIDEr-D, or the plain CIDEr that came before it.
 
     Args:
         evaluation: what is scored.
         name: of the score.
         clipped: with min and penalty (CIDEr-D), or without: the cosine of both vectors.
+        corpora: of each clip, how many clips its document frequencies are counted over, where these are not all: no
+            word then stands in two corpora.
     """
     import numpy as np
 
@@ -55,12 +61,15 @@ def similarity(evaluation: Evaluation, name: str, *, clipped: bool) -> MetricRes
     rows = sum(map(len, evaluation.references.words.values()))
     clip_of_row = references.clip_of_row[:rows]  # of what is scored
     documents, first_document = (len(evaluation.idf.words), clips) if evaluation.idf else (clips, 0)
+    # Of each clip's corpus, as logarithms.
+    sizes = np.log(np.broadcast_to(documents if corpora is None else np.asarray(corpora), len(references.first_rows)))
     total = np.zeros(rows)
     for known, counted in zip(references.orders, references.count(words), strict=True):
-        # At last, what an n-gram weighs that no reference has.
-        idf = np.log(documents) - np.log(np.maximum(np.append(known.documents(first_document), 1), 1))
-        row_weights = known.counts * idf[known.numbers]
-        own_weights = counted.counts * idf[np.minimum(counted.numbers, len(known.keys))]
+        # At last, that of an n-gram that no reference has.
+        frequencies = np.log(np.maximum(np.append(known.documents(first_document), 1), 1))
+        row_weights = known.counts * (sizes[references.clip_of_row[known.rows]] - frequencies[known.numbers])
+        own_frequencies = frequencies[np.minimum(counted.numbers, len(known.keys))]
+        own_weights = counted.counts * (sizes[counted.clips] - own_frequencies)
         # Each n-gram of a caption beside each reference of its clip that has it.
         first = np.searchsorted(known.row_clip_keys, counted.clip_keys, side="left")
         several = np.searchsorted(known.row_clip_keys, counted.clip_keys, side="right") - first

@@ -7,22 +7,41 @@ Author's code: ``meteor-1.5.jar`` and its paraphrase table, as pycocoevalcap 1.2
 machine's locale, and blocks for ever in ``__del__`` after an error.
 
 Deviations, none of which touches a number of sound input:
+ - several jars at once, each with a share of the clips. Only SCORE, which compares a caption with its references, is
+   theirs; what EVAL makes of its numbers is computed here (:func:`aggregate`);
+ - a reference that a clip has twice is sent once: the best reference counts, and of equal ones the first;
  - the path of the paraphrase table is given, because the jar looks for it in a wrong place when its own path holds a
    space;
  - when the jar reports an exception it is not believed: with a damaged paraphrase table it would print a stack trace,
    go on without paraphrases, and give other scores;
  - ``|||``, which separates fields in the jar's protocol, becomes a space in references too (the wrapper deletes it, in
    candidates only).
+
+Of matches by form, stem, synonym and paraphrase, which weigh 1, 0.6, 0.8 and 0.6, content words by delta = 0.75 and
+function words by 1 - delta::
+
+    P, R  = weighted matches / weighted words, of the caption and of the reference
+    F     = 1 / ((1 - alpha) / P + alpha / R)                          alpha = 0.85
+    score = F * (1 - gamma * (chunks / matched words)^beta)            beta = 0.2, gamma = 0.6
+
+For a corpus all of these are sums over its clips; a clip whose caption is its reference has no chunk.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from avpipe.eval.children import Stop, how_many, spread
 from avpipe.eval.evaluation import Evaluation
-from avpipe.eval.java import JavaChild, JavaError, twice
+from avpipe.eval.java import JavaChild, JavaError
 from avpipe.eval.metric import MetricResult
 from avpipe.eval.tools import Tools, pycocoevalcap_file
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 NAMES = ("METEOR",)
 VERSION = "meteor:1.5"
@@ -30,31 +49,93 @@ JAVA = True
 
 _SEPARATOR = " ||| "
 _HEAP_MEGABYTES = 1024  # 512 is enough, 384 doubles the time
-_STATISTICS = 23  # numbers in the answer to SCORE
+_PAIRS_A_CHILD = 10_000  # of caption and reference: 2 s of work, against 7 s to read the paraphrase table
+_CORES_A_CHILD = 2  # one compares while another compiles: of two cores, a second child would have nothing to gain
+
+_STATISTICS = 23  # numbers in the answer to SCORE: see aggregate
+CHUNKS = 20
+"""Their place among the counts."""
+_ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
+_WEIGHTS = (1.0, 0.6, 0.8, 0.6)  # of form, stem, synonym, paraphrase
 
 
 def compute(evaluation: Evaluation) -> MetricResult:
-    """See :mod:`avpipe.eval.metric`.
+    """See :mod:`avpipe.eval.metric`. The statistics are those of :func:`aggregate`.
 
     Raises:
         JavaError: there is no Java, or the jar failed.
     """
-    questions = [
-        _SEPARATOR.join(("SCORE", *map(_field, references), _field(evaluation.words[clip_id])))
-        for clip_id, references in evaluation.references.words.items()
-    ]
-    scores = twice(lambda: _converse(questions, evaluation.tools))
+    tools = evaluation.tools
+    questions, pairs = [], 0
+    for clip_id, references in evaluation.references.words.items():
+        different = dict.fromkeys(map(_field, references))
+        pairs += len(different)
+        questions.append(_SEPARATOR.join(("SCORE", *different, _field(evaluation.words[clip_id]))))
+    processes = tools.processes or how_many(
+        pairs, least=_PAIRS_A_CHILD, megabytes=_HEAP_MEGABYTES, cores=_CORES_A_CHILD
+    )
+    lines = spread(lambda share, stop: _converse(share, tools, stop), questions, processes, evaluation.stop)
+    statistics = counts(lines)
     return MetricResult(
-        corpus={"METEOR": scores[-1]}, per_clip={"METEOR": dict(zip(evaluation.words, scores[:-1], strict=True))}
+        corpus={name: float(score[0]) for name, score in aggregate(statistics.sum(axis=0, keepdims=True)).items()},
+        per_clip={
+            name: dict(zip(evaluation.words, scores.tolist(), strict=True))
+            for name, scores in aggregate(statistics).items()
+        },
+        statistics=statistics,
     )
 
 
-def _converse(questions: list[str], tools: Tools) -> list[float]:
-    """The score of each question, then that of the corpus.
+def aggregate(sums: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
+    """METEOR of counts: what the jar's EVAL gives, to the last digits.
 
-    Two steps, as the jar wants them: SCORE gives the sufficient statistics of a clip, EVAL turns those of all clips
-    into one score each and one for all together.
+    Args:
+        sums: ``(samples, 23)``, the jar's own order, each of a caption and then of its best reference: words; function
+            words; for each of form, stem, synonym and paraphrase, content words matched and function words matched;
+            then chunks; and last, words matched.
+
+    Returns:
+        By name, ``(samples,)``.
     """
+    import numpy as np
+
+    words, function_words = sums[:, 0:2], sums[:, 2:4]
+    content, function = sums[:, 4:20].reshape(-1, len(_WEIGHTS), 2, 2).transpose(2, 0, 1, 3)
+    matches = np.einsum("k,nks->ns", _WEIGHTS, _DELTA * content + (1 - _DELTA) * function)
+    weighted = _DELTA * (words - function_words) + (1 - _DELTA) * function_words
+    matched = sums[:, 21:].mean(axis=1)
+    there = (matches > 0).all(axis=1)
+    precision, recall = (matches[there] / weighted[there]).T
+    mean = 1 / ((1 - _ALPHA) / precision + _ALPHA / recall)
+    scores = np.zeros(len(sums))
+    scores[there] = mean * (1 - _GAMMA * (sums[there, CHUNKS] / matched[there]) ** _BETA)
+    return {"METEOR": scores}
+
+
+def counts(lines: Sequence[str]) -> npt.NDArray[np.float64]:
+    """What :func:`aggregate` sums.
+
+    Args:
+        lines: the jar's answers to SCORE.
+
+    Returns:
+        ``(clips, 23)``. A caption that is its reference, every word matched and all in one chunk, has no chunk: so
+        does the jar sum.
+
+    Raises:
+        JavaError: a line does not hold 23 counts.
+    """
+    import numpy as np
+
+    found = np.array([_numbers(line) for line in lines]).reshape(-1, _STATISTICS)
+    matched = found[:, 4:CHUNKS].reshape(len(found), -1, 2).sum(axis=1)
+    is_whole = (matched == found[:, :2]).all(axis=1) & (found[:, CHUNKS] == 1)
+    found[is_whole, CHUNKS] = 0
+    return found
+
+
+def _converse(questions: Sequence[str], tools: Tools, stop: Stop) -> list[str]:
+    """The jar's answers to SCORE."""
     jar = pycocoevalcap_file("meteor", "meteor-1.5.jar")
     paraphrases = pycocoevalcap_file("meteor", "data", "paraphrase-en.gz")
     arguments = ["-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm", "-a", str(paraphrases)]
@@ -64,30 +145,29 @@ def _converse(questions: list[str], tools: Tools) -> list[float]:
         name="METEOR",
         heap_megabytes=_HEAP_MEGABYTES,
         patience_seconds=tools.patience_seconds,
+        stop=stop,
     ) as child:
-        statistics = child.ask(questions)
-        for line in statistics:
-            if len(line.split()) != _STATISTICS:
-                raise JavaError(f"METEOR: expected {_STATISTICS} numbers, got {line!r}")
-        answers = child.ask([_SEPARATOR.join(("EVAL", *statistics))], answers=len(questions) + 1)
+        answers = child.ask(questions)
         complaint = child.stderr()
     if "Exception" in complaint:
         raise JavaError(
             f"METEOR went on after an error, its numbers are not to be trusted: {complaint.strip().splitlines()[0]}. "
             "Try: pip install --force-reinstall pycocoevalcap==1.2"
         )
-    return [_number(answer) for answer in answers]
+    return answers
 
 
 def _field(caption: str) -> str:
     return caption.replace("|||", " ")
 
 
-def _number(answer: str) -> float:
+def _numbers(answer: str) -> list[float]:
     try:
-        value = float(answer)
+        numbers = [float(number) for number in answer.split()]
     except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise JavaError(f"METEOR: expected a number from 0 to 1, got {answer!r}")
-    return value
+        numbers = []
+    sound = len(numbers) == _STATISTICS and all(0 <= number < math.inf for number in numbers)
+    # No more words are matched than there are.
+    if not sound or any(sum(numbers[4 + side : CHUNKS : 2]) > numbers[side] for side in (0, 1)):
+        raise JavaError(f"METEOR: expected {_STATISTICS} counts, got {answer!r}")
+    return numbers
