@@ -4,6 +4,7 @@ The three stages meet on disk and never import one another; this package is wher
 training does, which scores its own captions on the validation split. ``cli`` only reads options and prints.
 """
 
+from avpipe.api.comparing import Compared, compare
 from avpipe.api.dense import score_dense_files
 from avpipe.api.extracting import Extraction, extraction, extraction_again, mended
 from avpipe.api.features import diff_features, export_features, find_features, import_features, verify
@@ -15,6 +16,7 @@ from avpipe.api.sweeping import Sweep, SweepReport, sweep
 from avpipe.api.training import train
 
 __all__ = [
+    "Compared",
     "Extraction",
     "Sweep",
     "SweepReport",
@@ -23,6 +25,7 @@ __all__ = [
     "choose_dataset",
     "choose_run",
     "clips_of",
+    "compare",
     "diff_features",
     "export_features",
     "export_manifest",

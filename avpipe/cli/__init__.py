@@ -7,8 +7,19 @@ from avpipe.cli._app import app, main
 
 # The order in which --help lists the commands.
 # isort: off
-from avpipe.cli import preparing, extracting, features, training, sweeping, scoring, around
+from avpipe.cli import preparing, extracting, features, training, sweeping, scoring, comparing, around
 
 # isort: on
 
-__all__ = ["app", "around", "extracting", "features", "main", "preparing", "scoring", "sweeping", "training"]
+__all__ = [
+    "app",
+    "around",
+    "comparing",
+    "extracting",
+    "features",
+    "main",
+    "preparing",
+    "scoring",
+    "sweeping",
+    "training",
+]

@@ -15,6 +15,10 @@ or it belongs to the set of captions as a whole, as the size of a vocabulary doe
 
     OF_THE_SET = True
 
+One whose scores are not the better the higher they are says so, for tables and for who wins a clip::
+
+    BETTER = "lower"        # or "neither"
+
 A metric that runs in Java says ``JAVA = True``; the version of Java then stands in its signature.
 """
 
@@ -108,6 +112,11 @@ def aggregate(name: str, sums: npt.NDArray[np.float64]) -> dict[str, npt.NDArray
 def is_of_the_set(name: str) -> bool:
     """Whether a metric's corpus scores belong to the set of captions as a whole, and cannot be resampled."""
     return bool(getattr(load(name), "OF_THE_SET", False))
+
+
+def direction(name: str) -> int:
+    """1 where a higher score of a metric is better, -1 where a lower one is, 0 where neither is."""
+    return {"higher": 1, "lower": -1, "neither": 0}[getattr(load(name), "BETTER", "higher")]
 
 
 def version_of(name: str, java: Java | None, told: str = "") -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,8 @@ from avpipe.pipeline.files import atomic_write, write_json
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    from rich.table import Table
+
+    from avpipe.eval.tables import Table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,25 +159,36 @@ class ScoreReport:
         return text.getvalue()
 
 
-def table(report: ScoreReport, *, percent: bool = False) -> Table:
-    """The scores as a table for the terminal; :func:`footnotes` belong below it.
+def table(
+    report: ScoreReport,
+    *,
+    percent: bool = False,
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+    exact: bool = False,
+    notes: Sequence[str] = (),
+) -> Table:
+    """The scores as a table; :func:`footnotes` belong below it, or among its notes.
 
     Args:
         report: what to show.
         percent: times 100, as papers print.
+        intervals: of :func:`avpipe.eval.comparison.intervals`; a column more.
+        exact: for programs: all digits, and both ends of an interval in columns of their own.
+        notes: lines to stand below.
     """
-    from rich.table import Table
-    from rich.text import Text
+    from avpipe.eval.tables import Table, interval, number
 
-    grid = Table()
-    grid.add_column("metric")
-    grid.add_column("x 100" if percent else "score", justify="right")
-    for name, score in report.scores.items():
-        if score is None:
-            grid.add_row(Text(name), Text("none", style="bold red"))
-        else:
-            grid.add_row(Text(name), Text(f"{100 * score:.2f}" if percent else f"{score:.4f}"))
-    return grid
+    if exact:
+        times = 100 if percent else 1
+        values = {name: (score, *(intervals or {}).get(name, (None, None))) for name, score in report.scores.items()}
+        digits = [[name, *("" if x is None else repr(times * x) for x in several)] for name, several in values.items()]
+        return Table(header=["metric", "score", "low", "high"], rows=digits, notes=notes)
+    rows = [[name, number(score, percent=percent)] for name, score in report.scores.items()]
+    header = ["metric", "x 100" if percent else "score"]
+    if intervals is not None:
+        header.append("95 % interval")
+        rows = [[*row, interval(*intervals.get(row[0], (None, None)), percent=percent)] for row in rows]
+    return Table(header=header, rows=rows, notes=notes)
 
 
 def footnotes(report: ScoreReport) -> list[str]:

@@ -244,7 +244,20 @@ def test_a_run_and_a_file_are_not_scored_at_once(avpipe: Avpipe, tmp_path: Path)
 
 # -- the frame: help, usage, interruption ------------------------------------------------------------------------------
 
-COMMANDS = ("prepare", "extract", "retry", "verify", "train", "sweep", "score", "caption", "ls", "doctor", "demo")
+COMMANDS = (
+    "prepare",
+    "extract",
+    "retry",
+    "verify",
+    "train",
+    "sweep",
+    "score",
+    "compare",
+    "caption",
+    "ls",
+    "doctor",
+    "demo",
+)
 GROUPED = ("features diff", "features export", "features import", "manifest export")
 
 

@@ -21,6 +21,7 @@ from avpipe.eval.metric import MetricResult, load
 
 NAMES = ("FER",)
 VERSION = "threshold:0.9"  # the weights are told by the result
+BETTER = "lower"
 
 THRESHOLD = 0.9
 """Of the probability of an error."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 NAMES = ("Length", "Length_ratio")
 VERSION = ""
+BETTER = "neither"
 
 
 def compute(evaluation: Evaluation) -> MetricResult:

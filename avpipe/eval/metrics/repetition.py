@@ -23,6 +23,7 @@ from avpipe.eval.metrics.diversity import distinct
 
 NAMES = ("Repetition_4", "Repeats")
 VERSION = ""
+BETTER = "lower"
 
 LONGEST = 4
 

@@ -1,0 +1,126 @@
+"""A comparison for people and for papers: its scores, its differences, its examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from avpipe.eval.comparison import Comparison, Difference, Example, Standing
+from avpipe.eval.metric import direction, find_metrics, is_of_the_set
+from avpipe.eval.tables import Cell, Table, interval, number
+
+MARK = "*"
+
+
+def scores_table(comparison: Comparison, *, percent: bool = False, for_terminal: bool = False) -> Table:
+    """Every score of every system, with its interval; the best in bold, and a mark where a system differs from the
+    baseline.
+
+    Args:
+        comparison: what to show.
+        percent: times 100, as papers print.
+        for_terminal: narrow: a row a metric, and intervals below their scores, instead of a row a system.
+    """
+    metrics = list(comparison.signatures)
+    best = {metric: _best(comparison.standings, metric) for metric in metrics}
+    marked = {(each.system, each.metric) for each in comparison.differences if each.significant and comparison.baseline}
+
+    def cell(system: str, metric: str) -> Cell:
+        standing = comparison.standings[system][metric]
+        mark = MARK if (system, metric) in marked else ""
+        within = interval(standing.low, standing.high, percent=percent)
+        text = f"{number(standing.score, percent=percent)}{mark}\n{within}".rstrip()
+        return Cell(text, bold=standing.score is not None and standing.score == best[metric])
+
+    seeds = {
+        system: f"{system} ({count} seeds)" if count > 1 else system for system, count in comparison.systems.items()
+    }
+    rows: list[list[Cell | str]]
+    if for_terminal:
+        rows = [[metric, *(cell(system, metric) for system in seeds)] for metric in metrics]
+        return Table(header=["metric", *seeds.values()], rows=rows)
+    rows = [[shown, *(cell(system, metric) for metric in metrics)] for system, shown in seeds.items()]
+    return Table(header=["system", *metrics], rows=rows)
+
+
+def differences_table(comparison: Comparison, *, percent: bool = False, notes: Sequence[str] = ()) -> Table:
+    """Every test; :func:`footnotes` belong below it, or among its ``notes``."""
+
+    def row(each: Difference) -> list[Cell | str]:
+        within = interval(each.low, each.high, percent=percent, signed=True)
+        return [
+            each.metric,
+            each.system if comparison.baseline else f"{each.system} - {each.baseline}",
+            f"{number(each.difference, percent=percent, signed=True)}\n{within}",
+            Cell(f"{each.p_holm:.4f}{MARK if each.significant else ''}", bold=each.significant),
+            number(each.detectable, percent=percent),
+            f"{each.wins}/{each.ties}/{each.losses}",
+        ]
+
+    systems = f"system - {comparison.baseline}" if comparison.baseline else "systems"
+    header = ["metric", systems, "difference", "p (Holm)", "detectable", "win/tie/loss"]
+    return Table(header=header, rows=[row(each) for each in comparison.differences], words=2, notes=notes)
+
+
+def long_table(comparison: Comparison, *, percent: bool = False) -> Table:
+    """Everything in one table for programs: a row a score of a system, and beside it each test of it."""
+    times = 100 if percent else 1
+
+    def digits(*values: float | None) -> list[str]:
+        return ["" if value is None else repr(times * value) for value in values]
+
+    rows: list[list[Cell | str]] = []
+    for metric, signature in comparison.signatures.items():
+        for system, standings in comparison.standings.items():
+            one = standings[metric]
+            own = [metric, system, str(comparison.systems[system]), *digits(one.score, one.low, one.high)]
+            said = [
+                comparison.test,
+                str(comparison.resamples),
+                str(comparison.seed),
+                f"{comparison.alpha:g}",
+                signature,
+            ]
+            tests = [each for each in comparison.differences if (each.system, each.metric) == (system, metric)]
+            for each in tests:
+                shown = digits(each.difference, each.low, each.high)
+                p, counts = [repr(each.p), repr(each.p_holm)], [str(each.wins), str(each.ties), str(each.losses)]
+                rows.append([*own, each.baseline, *shown, *p, *digits(each.detectable), *counts, *said])
+            if not tests:
+                rows.append([*own, *[""] * 10, *said])
+    header = "metric system seeds score low high baseline difference difference_low difference_high p p_holm detectable"
+    ends = "wins ties losses test resamples seed alpha signature"
+    return Table(header=[*header.split(), *ends.split()], rows=rows)
+
+
+def footnotes(comparison: Comparison) -> list[str]:
+    """Lines to print below the tables: what was tested and what it claims, the protocol, and what else to know."""
+    return [
+        comparison.method,
+        comparison.claim,
+        "detectable: the smallest difference that one such test finds with a power of 80 %",
+        comparison.protocol,
+        *(f"no {name}: {reason}" for name, reason in comparison.reasons.items()),
+        *comparison.notes,
+    ]
+
+
+def example_lines(examples: Sequence[Example], *, percent: bool = False) -> list[str]:
+    """Clips where two systems differ most, for people to read."""
+    lines = []
+    for each in examples:
+        apart = number(each.difference, percent=percent, signed=True)
+        lines.append(f"{each.clip_id}: {each.metric} {apart} ({each.system} - {each.baseline})")
+        for system, captions in each.captions.items():
+            lines += [f"  {system}: {caption}" for caption in captions]
+        lines += [f"  reference: {reference}" for reference in each.references]
+    return lines
+
+
+def _best(standings: Mapping[str, Mapping[str, Standing]], metric: str) -> float | None:
+    """The best score of a metric of which more or less is better and which more than one system has."""
+    ((module, _),) = find_metrics([metric]).items()
+    scores = [score for by_metric in standings.values() if (score := by_metric[metric].score) is not None]
+    better = direction(module)
+    if len(scores) < 2 or not better or is_of_the_set(module):
+        return None
+    return max(scores, key=lambda score: better * score)

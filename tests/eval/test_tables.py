@@ -1,0 +1,95 @@
+"""One table in four forms."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+from rich.console import Console
+
+from avpipe.eval.tables import Cell, Table, interval, number
+
+TABLE = Table(
+    header=["system", "CIDEr", "Bleu_4"],
+    rows=[
+        ["a|b_c & 50 %", Cell("0.5000\n[0.4, 0.6]", bold=True), "-0.1"],
+        ["[1] x_", "none", Cell("", bold=True)],
+    ],
+    notes=["p < 0.05 * of <b>two</b>", "100 %\nof it"],
+)
+
+
+def test_markdown() -> None:
+    assert TABLE.markdown() == (
+        "| system | CIDEr | Bleu_4 |\n"
+        "| --- | ---: | ---: |\n"
+        "| a\\|b_c & 50 % | **0.5000 [0.4, 0.6]** | -0.1 |\n"
+        "| [1] x\\_ | none |  |\n"
+        "\n"
+        "p < 0.05 \\* of \\<b>two\\</b>\n"
+        "\n"
+        "100 % of it\n"
+    )
+
+
+def test_latex() -> None:
+    assert TABLE.latex() == (
+        "% needs \\usepackage{booktabs}\n"
+        "% p < 0.05 * of <b>two</b>\n"
+        "% 100 % of it\n"
+        "\\begin{tabular}{lrr}\n"
+        "\\toprule\n"
+        "system & CIDEr & Bleu\\_4 \\\\\n"
+        "\\midrule\n"
+        "a\\textbar{}b\\_c \\& 50 \\% & \\textbf{0.5000 [0.4, 0.6]} & $-$0.1 \\\\\n"
+        "{[}1] x\\_ & none &  \\\\\n"
+        "\\bottomrule\n"
+        "\\end{tabular}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("\\{~^}", r"\textbackslash{}\{\textasciitilde{}\textasciicircum{}\}"),
+        ("#1 $x$", r"\#1 \$x\$"),
+        ("a-1 2020-01 [-0.5, +0.5] - x", "a-1 2020-01 [$-$0.5, +0.5] - x"),
+        ("0.4 ± 0.1", r"0.4 $\pm$ 0.1"),
+    ],
+)
+def test_latex_escapes(text: str, escaped: str) -> None:
+    assert f"\n{escaped} \\\\\n\\midrule" in Table(header=[text], rows=[]).latex()
+
+
+def test_csv_is_the_cells_alone() -> None:
+    assert list(csv.reader(io.StringIO(TABLE.csv()))) == [
+        ["system", "CIDEr", "Bleu_4"],
+        ["a|b_c & 50 %", "0.5000 [0.4, 0.6]", "-0.1"],
+        ["[1] x_", "none", ""],
+    ]
+    assert TABLE.render("csv") == TABLE.csv()
+
+
+def test_terminal_takes_no_cell_for_markup() -> None:
+    console = Console(width=60, record=True, file=io.StringIO(), force_terminal=True)
+    console.print(Table(header=["[bold]x"], rows=[[Cell("[red]y", bold=True)], ["none"]]))
+    text = console.export_text(clear=False)
+    assert "[bold]x" in text
+    assert "[red]y" in text
+    styled = console.export_text(styles=True)
+    assert "\x1b[1m[red]y " in styled
+    assert "\x1b[1;31mnone " in styled
+
+
+def test_rows_of_another_width_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected 2 cells as the header has, got rows of \[1, 3\]"):
+        Table(header=["a", "b"], rows=[["1"], ["1", "2"], ["1", "2", "3"]])
+
+
+def test_numbers() -> None:
+    assert [number(0.59979), number(0.59979, percent=True), number(None)] == ["0.5998", "59.98", "none"]
+    assert [number(0.01, signed=True), number(-0.01, signed=True, percent=True)] == ["+0.0100", "-1.00"]
+    assert interval(0.1, 0.2) == "[0.1000, 0.2000]"
+    assert interval(-0.1, 0.2, percent=True, signed=True) == "[-10.00, +20.00]"
+    assert interval(None, None) == ""
