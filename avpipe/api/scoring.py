@@ -90,6 +90,7 @@ def score_run(
     metrics: Sequence[str] = (),
     missing: Missing = "error",
     intersect: Path | None = None,
+    idf: str | None = None,
     senses: Senses | None = None,
 ) -> ScoreReport:
     """Caption one split with a run's best checkpoint and score it; written to ``scores/`` of the run.
@@ -103,6 +104,8 @@ def score_run(
         metrics: by name; default: all.
         missing: what a clip without a caption means.
         intersect: a list of ids: score these clips alone. The signature then names the list beside the split.
+        idf: what CIDEr counts document frequencies in: ``"train"``, the captions of the dataset's training split, or
+            the path of a file of captions; default: the references. It stands in the signature.
         senses: what is done to the captioner's senses before; default: nothing. It stands in the signature and in the
             names of the files.
 
@@ -113,7 +116,7 @@ def score_run(
     """
     from avpipe.pipeline.senses import WHOLE
 
-    plan = _Plan(split=split, metrics=metrics, missing=missing, intersect=intersect)
+    plan = _Plan(split=split, metrics=metrics, missing=missing, intersect=intersect, idf=idf)
     (report,) = _score_each(workspace, run, plan, lambda loaded: [senses or WHOLE])
     return report
 
@@ -126,6 +129,7 @@ def score_senses(
     metrics: Sequence[str] = (),
     missing: Missing = "error",
     intersect: Path | None = None,
+    idf: str | None = None,
     seed: int = 0,
 ) -> SideBySide:
     """Score a run as it is, without each of its modalities, and with each of them of another clip.
@@ -140,6 +144,7 @@ def score_senses(
         metrics: by name; default: all.
         missing: what a clip without a caption means.
         intersect: a list of ids.
+        idf: what CIDEr counts in.
         seed: of the exchanges.
 
     Raises:
@@ -156,7 +161,7 @@ def score_senses(
         tried.extend(every_sense(loaded.specs, f"run {run!r}", seed))
         return tried
 
-    plan = _Plan(split=split, metrics=metrics, missing=missing, intersect=intersect)
+    plan = _Plan(split=split, metrics=metrics, missing=missing, intersect=intersect, idf=idf)
     reports = _score_each(workspace, run, plan, all_of)
     table = SideBySide({senses.label: report for senses, report in zip(tried, reports, strict=True)})
     table.write(workspace.run(run) / "scores", f"{reports[0].split}.senses")
@@ -171,6 +176,7 @@ class _Plan:
     metrics: Sequence[str]
     missing: Missing
     intersect: Path | None
+    idf: str | None
 
 
 def _score_each(
@@ -205,7 +211,14 @@ def _score_each(
         name = subset.name_of(plan.split)
     references = {clip.clip_id: clip.captions for clip in clips}
     tools = tools_for(workspace, dataset, plan.metrics or DEFAULT)
-    scorer = Scorer(references, metrics=plan.metrics or DEFAULT, missing=plan.missing, split=name, tools=tools)
+    scorer = Scorer(
+        references,
+        metrics=plan.metrics or DEFAULT,
+        missing=plan.missing,
+        split=name,
+        idf=_corpus(plan.idf, workspace, dataset),
+        tools=tools,
+    )
     reports = []
     for senses, made in zip(several, captions, strict=True):
         report = scorer.score({clip_id: text for clip_id, text in made.items() if clip_id in references})
@@ -225,6 +238,7 @@ def score_files(
     metrics: Sequence[str] = (),
     missing: Missing = "error",
     intersect: Path | None = None,
+    idf: str | None = None,
 ) -> ScoreReport:
     """Score a file of predictions of any model against a file of references.
 
@@ -234,6 +248,7 @@ def score_files(
         metrics: by name; default: all.
         missing: what a clip without a caption means.
         intersect: a list of ids: score these clips alone, whatever else the files hold.
+        idf: a file of captions, in which CIDEr counts document frequencies; default: the references.
 
     Raises:
         UsageError: one of the files was not given.
@@ -253,7 +268,26 @@ def score_files(
         found = {clip_id: text for clip_id, text in found.items() if clip_id in wanted}
         subset.check()
         name = subset.name_of(name)
-    return _noting(score(found, wanted, metrics=metrics or DEFAULT, missing=missing, split=name), subset)
+    corpus = _corpus(idf)
+    return _noting(score(found, wanted, metrics=metrics or DEFAULT, missing=missing, split=name, idf=corpus), subset)
+
+
+def _corpus(
+    idf: str | None, workspace: Workspace | None = None, dataset: str = ""
+) -> Mapping[str, Sequence[str]] | None:
+    """What ``idf`` names: the captions of the training split, or of a file."""
+    from avpipe.eval.coco import read_references
+
+    if idf is None:
+        return None
+    if idf != "train":
+        return {clip_id: texts for clip_id, texts in read_references(Path(idf)).items() if texts}
+    if workspace is None:
+        raise UsageError("idf=train: expected a run, whose dataset has training captions; with a file, name another")
+    found = {clip.clip_id: clip.captions for clip in clips_of(workspace, dataset, "train") if clip.captions}
+    if not found:
+        raise UsageError(f"idf=train: no clip of the training split of {dataset!r} has a caption")
+    return found
 
 
 def _noting(report: ScoreReport, subset: Subset | None) -> ScoreReport:

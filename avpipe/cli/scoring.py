@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -21,6 +23,8 @@ from avpipe.pipeline.errors import ClipError, UsageError
 
 if TYPE_CHECKING:
     from avpipe.eval.side_by_side import SideBySide
+    from avpipe.eval.slices import SlicedScores
+    from avpipe.eval.tables import Table
 
 
 @app.command()
@@ -44,6 +48,14 @@ def score(
     ] = "error",
     intersect: Annotated[
         Path | None, typer.Option("--intersect", help="Only the clips on this list of ids.", **IDS)
+    ] = None,
+    idf: Annotated[
+        str | None,
+        typer.Option(
+            "--idf",
+            help="Where CIDEr counts words: train, a run's training captions; or a file of captions.",
+            show_default="the references",
+        ),
     ] = None,
     slices: Annotated[
         str | None,
@@ -70,30 +82,34 @@ def score(
         Literal["markdown", "latex", "csv"] | None,
         typer.Option("--format", help="For a paper or a program.", show_default="for the terminal"),
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", help="Draw scores with intervals, or with --slices bars: a file .svg, .png or .pdf."),
+    ] = None,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Score captions: of a run (they are generated if need be), or of a file of predictions from any model."""
     from avpipe import api
-    from avpipe.console import escape, out
     from avpipe.eval.comparison import HOW_INTERVALS, intervals
     from avpipe.eval.scores import footnotes, table
     from avpipe.eval.slices import SlicedScores
-    from avpipe.eval.slices import table as sliced_table
     from avpipe.pipeline.senses import Senses
 
-    of_plain = [option for option, value in (("--format", form), ("--intervals", with_intervals)) if value]
-    tables = [option for option, value in (("--dense", dense), ("--slices", slices), ("--senses", senses)) if value]
-    if of_plain and tables:
-        raise UsageError(f"{tables[0]} makes a table of its own, which {of_plain[0]} does not know; try: --json")
+    show = _Show(percent=percent, form=form, as_json=as_json, plot=plot)
+    if plot is not None:
+        from avpipe.eval.pictures import check_picture
+
+        check_picture(plot)
     if dense:
         others = {
-            "--run": run, "--references": references, "--intersect": intersect, "--slices": slices,
+            "--run": run, "--references": references, "--intersect": intersect, "--slices": slices, "--idf": idf,
             "--dataset": dataset, "--drop": drop, "--shuffle": shuffle, "--senses": senses,
+            "--intervals": with_intervals, "--plot": plot,
         }  # fmt: skip
         if given := [option for option, value in others.items() if value]:
             raise UsageError(f"--dense goes with --predictions, --metrics and --missing, not with {', '.join(given)}")
-        _score_dense(predictions, dense, names(metrics), missing, percent=percent, as_json=as_json)
+        _score_dense(predictions, dense, names(metrics), missing, show)
         return
     for option, text in (("--slices", slices), ("--drop", drop), ("--shuffle", shuffle)):
         if text is not None and not names(text):
@@ -110,7 +126,9 @@ def score(
             raise UsageError(f"--dataset {dataset} says whose clips they are for --slices, which was not given")
         place = api.open_workspace(workspace) if dataset else None
         parts = api.partitions_of_files(references, names(slices), place, dataset) if slices and references else ()
-        report = api.score_files(predictions, references, metrics=names(metrics), missing=missing, intersect=intersect)
+        report = api.score_files(
+            predictions, references, metrics=names(metrics), missing=missing, intersect=intersect, idf=idf
+        )
         sliced = SlicedScores.of(report, parts) if slices else None
     else:
         if dataset:
@@ -120,50 +138,101 @@ def score(
         place = api.open_workspace(workspace)
         run = api.choose_run(place, run)
         if senses:
-            if drop or shuffle or slices:
-                raise UsageError("--senses makes a table of its own; --drop, --shuffle and --slices go with one score")
+            if drop or shuffle or slices or with_intervals or plot:
+                raise UsageError(
+                    "--senses makes a table of its own; --drop, --shuffle, --slices, --intervals and --plot go with "
+                    "one score"
+                )
             side_by_side = api.score_senses(
-                place, run, split, metrics=names(metrics), missing=missing, intersect=intersect, seed=shuffle_seed
-            )
-            _show_side_by_side(run, side_by_side, percent=percent, as_json=as_json)
+                place, run, split, metrics=names(metrics), missing=missing, intersect=intersect, idf=idf,
+                seed=shuffle_seed,
+            )  # fmt: skip
+            _show_side_by_side(run, side_by_side, show)
             return
         made = Senses(dropped=tuple(names(drop)), shuffled=tuple(names(shuffle)), seed=shuffle_seed)
         parts = api.partitions_of_run(place, run, split, names(slices)) if slices else ()
         report = api.score_run(
-            place, run, split, metrics=names(metrics), missing=missing, intersect=intersect, senses=made
+            place, run, split, metrics=names(metrics), missing=missing, intersect=intersect, idf=idf, senses=made
         )
         sliced = api.slice_run(place, run, report, parts, made) if slices else None
-    found = intervals(report) if with_intervals else None
-    below = [*footnotes(report), *([HOW_INTERVALS] if with_intervals else [])]
-    if as_json:
-        values = report.to_json() | ({"intervals": found} if found is not None else {})
-        if sliced:
-            values |= {"slices": sliced.to_json()["slices"], "notes": [*report.notes, *sliced.notes]}
-        typer.echo(json.dumps(values))
-    elif form is not None:
-        shown = table(report, percent=percent, intervals=found, exact=form == "csv", notes=below)
-        typer.echo(shown.render(form), nl=False)
+    title = str(run or predictions)
+    below = [*footnotes(report), *(sliced.notes if sliced else ()), *([HOW_INTERVALS] if with_intervals else [])]
+    values = report.to_json()
+    if sliced:
+        _show_slices(title, sliced, values, below, show, with_intervals=with_intervals)
     else:
-        plain = table(report, percent=percent, intervals=found)
-        out.print(f"[bold]{escape(str(run or predictions))}[/]")
-        out.print(sliced_table(sliced, percent=percent) if sliced else plain, soft_wrap=False)
-        for line in (*below, *(sliced.notes if sliced else ())):
-            out.print(line, markup=False)
+        found = intervals(report) if with_intervals or plot else None
+        shown = found if with_intervals else None
+        show(
+            title,
+            table(report, percent=percent, intervals=shown, exact=form == "csv"),
+            below,
+            values | ({"intervals": shown} if shown is not None else {}),
+        )
+        if plot is not None:
+            from avpipe.eval.comparison import Standing
+            from avpipe.eval.pictures import interval_plot
+
+            ends = found or {}
+            standings = {
+                name: Standing(score=value, low=low, high=high, seeds=() if value is None else (value,))
+                for name, value in report.scores.items()
+                for low, high in [ends.get(name, (value, value))]
+            }
+            interval_plot({title: standings}, plot, percent=percent)
     if not report.complete:
         raise typer.Exit(1)
 
 
-def _show_side_by_side(run: str, rows: SideBySide, *, percent: bool, as_json: bool) -> None:
-    from avpipe.console import escape, out
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Show:
+    """How scores are shown: ``show(title, table, notes, values)``."""
+
+    percent: bool
+    form: Literal["markdown", "latex", "csv"] | None
+    as_json: bool
+    plot: Path | None
+
+    def __call__(self, title: str, grid: Table, notes: Sequence[str], values: Mapping[str, Any]) -> None:
+        """For a program, for a paper, or for the terminal."""
+        from avpipe.console import escape, out
+
+        if self.as_json:
+            typer.echo(json.dumps(values))
+        elif self.form is not None:
+            typer.echo(replace(grid, notes=tuple(notes)).render(self.form), nl=False)
+        else:
+            out.print(f"[bold]{escape(title)}[/]")
+            out.print(grid, soft_wrap=False)
+            for line in notes:
+                out.print(line, markup=False)
+
+
+def _show_slices(
+    title: str,
+    sliced: SlicedScores,
+    values: Mapping[str, Any],
+    notes: Sequence[str],
+    show: _Show,
+    *,
+    with_intervals: bool,
+) -> None:
+    from avpipe.eval.slices import bars, table
+
+    more = {"slices": sliced.to_json()["slices"], "notes": [*values["notes"], *sliced.notes]}
+    show(title, table(sliced, percent=show.percent, with_intervals=with_intervals), notes, {**values, **more})
+    if show.plot is not None:
+        from avpipe.eval.pictures import slice_bars
+
+        scores = list(sliced.whole.scores)
+        metric = "CIDEr" if "CIDEr" in scores else scores[0]
+        slice_bars(bars(sliced, metric, title), show.plot, metric=metric, percent=show.percent)
+
+
+def _show_side_by_side(run: str, rows: SideBySide, show: _Show) -> None:
     from avpipe.eval.side_by_side import notes_below, table
 
-    if as_json:
-        typer.echo(json.dumps(rows.to_json()))
-    else:
-        out.print(f"[bold]{escape(run)}[/]")
-        out.print(table(rows, percent=percent), soft_wrap=False)
-        for line in notes_below(rows):
-            out.print(line, markup=False)
+    show(run, table(rows, percent=show.percent), notes_below(rows), rows.to_json())
     if not rows.complete:
         raise typer.Exit(1)
 
@@ -173,22 +242,13 @@ def _score_dense(
     references: list[Path],
     metrics: list[str],
     missing: Literal["error", "empty", "drop"],
-    *,
-    percent: bool,
-    as_json: bool,
+    show: _Show,
 ) -> None:
     from avpipe import api
-    from avpipe.console import escape, out
     from avpipe.eval.dense import footnotes, table
 
     report = api.score_dense_files(predictions, references, metrics=metrics, missing=missing)
-    if as_json:
-        typer.echo(json.dumps(report.to_json()))
-    else:
-        out.print(f"[bold]{escape(str(predictions))}[/]")
-        out.print(table(report, percent=percent), soft_wrap=False)
-        for line in footnotes(report):
-            out.print(line, markup=False)
+    show(str(predictions), table(report, percent=show.percent), footnotes(report), report.to_json())
     if not report.complete:
         raise typer.Exit(1)
 

@@ -44,7 +44,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avpipe import __version__
-from avpipe.eval import ptb
+from avpipe.eval import ptb, tables
 from avpipe.eval.coco import read_json
 from avpipe.eval.coverage import MISSING, Missing, clean
 from avpipe.eval.evaluation import Evaluation, TokenisedReferences
@@ -55,7 +55,6 @@ from avpipe.pipeline.errors import AvpipeError, DataError, ScoringError, UsageEr
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    from rich.table import Table
 
     Ints = npt.NDArray[np.int64]
     Floats = npt.NDArray[np.float64]
@@ -233,29 +232,20 @@ def read_references(path: Path) -> dict[str, list[Event]]:
     return events
 
 
-def table(report: DenseReport, *, percent: bool = False) -> Table:
+def table(report: DenseReport, *, percent: bool = False) -> tables.Table:
     """A row a score, a column a tIoU, and their mean.
 
     Args:
         report: what to show.
         percent: times 100, as papers print.
     """
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table()
-    grid.add_column("x 100" if percent else "score")
-    for threshold in report.thresholds:
-        grid.add_column(f"tIoU {threshold:g}", justify="right")
-    grid.add_column("mean", justify="right")
+    rows = []
     for name, values in report.scores.items():
-        cells = [*values, sum(values) / len(values)] if values is not None else [None] * (len(report.thresholds) + 1)
-        texts = [
-            Text("none", style="bold red") if cell is None else Text(f"{100 * cell:.2f}" if percent else f"{cell:.4f}")
-            for cell in cells
-        ]
-        grid.add_row(Text(name), *texts)
-    return grid
+        none = [None] * (len(report.thresholds) + 1)
+        cells = none if values is None else [*values, sum(values) / len(values)]
+        rows.append([name, *(tables.number(cell, percent=percent) for cell in cells)])
+    columns = [f"tIoU {threshold:g}" for threshold in report.thresholds]
+    return tables.Table(header=["x 100" if percent else "score", *columns, "mean"], rows=rows)
 
 
 def footnotes(report: DenseReport) -> list[str]:

@@ -7,13 +7,11 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from avpipe.eval.scores import ScoreReport, footnotes
+from avpipe.eval.tables import Table, number
 from avpipe.pipeline.files import atomic_write, write_json
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,29 +77,21 @@ class SideBySide:
 
 
 def table(side_by_side: SideBySide, *, percent: bool = False) -> Table:
-    """The scores as a table for the terminal, one row a report, each difference below its score; :func:`notes_below`
-    belong below the table.
+    """The scores as a table, one row a report, each difference below its score; :func:`notes_below` belong below it.
 
     Args:
         side_by_side: what to show.
         percent: times 100, as papers print.
     """
-    from rich.table import Table
-    from rich.text import Text
-
-    scale, digits = (100, 2) if percent else (1, 4)
-    grid = Table()
-    grid.add_column("x 100" if percent else "")
-    for name in side_by_side.first.scores:
-        grid.add_column(name, justify="right")
+    rows = []
     for label, report in side_by_side.reports.items():
-        cells = []
+        cells = [label]
         for name, score in report.scores.items():
             difference = None if report is side_by_side.first else side_by_side.difference(label, name)
-            below = "" if difference is None else f"\n{scale * difference:+.{digits}f}"
-            cells.append("none" if score is None else f"{scale * score:.{digits}f}{below}")
-        grid.add_row(Text(label), *cells)
-    return grid
+            below = "" if difference is None else f"\n{number(difference, percent=percent, signed=True)}"
+            cells.append(f"{number(score, percent=percent)}{below}")
+        rows.append(cells)
+    return Table(header=["x 100" if percent else "", *side_by_side.first.scores], rows=rows)
 
 
 def notes_below(side_by_side: SideBySide) -> list[str]:

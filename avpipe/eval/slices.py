@@ -13,15 +13,14 @@ import io
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from avpipe.eval.kinds import EXTRA, Partition
 from avpipe.eval.metric import aggregate, find_metrics, is_of_the_set
 from avpipe.eval.scores import ScoreReport
+from avpipe.eval.tables import Cell, Table, interval, number
+from avpipe.pipeline.errors import UnknownNameError
 from avpipe.pipeline.files import atomic_write, write_json
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 FEW = 30
 """Clips: a slice of fewer says little, and is marked so."""
@@ -157,39 +156,63 @@ def is_few(part: ScoreReport) -> bool:
     return part.scored < FEW
 
 
-def table(sliced: SlicedScores, *, percent: bool = False) -> Table:
-    """The slices as a table for the terminal; the notes belong below it.
+def table(sliced: SlicedScores, *, percent: bool = False, with_intervals: bool = False) -> Table:
+    """The slices as a table; the notes belong below it.
 
     Args:
         sliced: what to show.
         percent: times 100, as papers print.
+        with_intervals: each score's 95 % bootstrap interval below it, where a slice has two clips or more.
     """
-    from rich.table import Table
-    from rich.text import Text
 
-    grid = Table()
-    grid.add_column("x 100" if percent else "")
-    grid.add_column("n", justify="right")
-    for name in sliced.whole.scores:
-        grid.add_column(name, justify="right")
-
-    def add(label: str, part: ScoreReport, style: str = "") -> None:
-        cells = [_shown(score, percent=percent) for score in part.scores.values()]
+    def row(label: str, part: ScoreReport) -> list[Cell]:
+        found = _intervals(part) if with_intervals else {}
         few = " few" if part is not sliced.whole and is_few(part) else ""
-        grid.add_row(Text(label), f"{part.scored}{few}", *cells, style=style)
+        cells = [label, f"{part.scored}{few}"]
+        for name, score in part.scores.items():
+            ends = f"\n{interval(*found[name], percent=percent)}" if name in found else ""
+            cells.append(f"{number(score, percent=percent)}{ends}")
+        return [Cell(text, bold=part is sliced.whole) for text in cells]
 
-    add("all", sliced.whole, "bold")
+    rows = [row("all", sliced.whole)]
     for name, parts in sliced.slices.items():
-        grid.add_section()
-        for label, part in parts.items():
-            add(f"{name.removeprefix(EXTRA)}: {label}", part)
-    return grid
+        rows += [row(f"{name.removeprefix(EXTRA)}: {label}", part) for label, part in parts.items()]
+    return Table(header=["x 100" if percent else "", "n", *sliced.whole.scores], rows=rows)
 
 
-def _shown(score: float | None, *, percent: bool) -> str:
-    if score is None:
-        return "none"
-    return f"{100 * score:.2f}" if percent else f"{score:.4f}"
+def bars(
+    sliced: SlicedScores, metric: str, system: str
+) -> dict[str, dict[str, tuple[float, float | None, float | None, int]]]:
+    """One score of each slice with its interval, for :func:`avpipe.eval.pictures.slice_bars`.
+
+    Args:
+        sliced: what to draw.
+        metric: name of the score.
+        system: whose scores they are.
+
+    Raises:
+        UnknownNameError: there is no such score.
+    """
+    if metric not in sliced.whole.scores:
+        raise UnknownNameError("score", metric, list(sliced.whole.scores))
+    found = {}
+    several = {"all": sliced.whole} | {
+        f"{name.removeprefix(EXTRA)}: {label}": part
+        for name, parts in sliced.slices.items()
+        for label, part in parts.items()
+    }
+    for label, part in several.items():
+        score = part.scores[metric]
+        if score is not None:
+            low, high = _intervals(part).get(metric, (None, None))
+            found[label] = {system: (score, low, high, part.scored)}
+    return found
+
+
+def _intervals(part: ScoreReport) -> dict[str, tuple[float, float]]:
+    from avpipe.eval.comparison import intervals
+
+    return intervals(part) if part.scored > 1 else {}
 
 
 def _notes(report: ScoreReport) -> list[str]:

@@ -289,7 +289,4 @@ def test_score_gives_intervals_and_forms(avpipe: Avpipe, files: Path) -> None:
     assert avpipe("score", *words, "--format", "csv").out == f"metric,score,low,high\nCIDEr,{exact!r},,\n"
     said = avpipe("score", *words, "--format", "csv", "--percent", "--intervals").out
     assert said.splitlines()[1] == f"CIDEr,{100 * exact!r},{100 * low!r},{100 * high!r}"
-    said = avpipe("score", *words, "--format", "csv", "--slices", "length")
-    assert (said.status, said.out) == (2, "")
-    assert "--slices makes a table of its own, which --format does not know; try: --json" in said.err
     assert r"\toprule" in avpipe("score", *words, "--format", "latex").out
