@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from avpipe.eval.comparison import Comparison, Difference, Example, Standing
-from avpipe.eval.metric import direction, find_metrics, is_of_the_set
+from avpipe.eval.metric import direction, find_metrics, is_of_the_set, is_share
 from avpipe.eval.tables import Cell, Table, interval, number
 
 MARK = "*"
@@ -27,8 +28,9 @@ def scores_table(comparison: Comparison, *, percent: bool = False, for_terminal:
     def cell(system: str, metric: str) -> Cell:
         standing = comparison.standings[system][metric]
         mark = MARK if (system, metric) in marked else ""
-        within = interval(standing.low, standing.high, percent=percent)
-        text = f"{number(standing.score, percent=percent)}{mark}\n{within}".rstrip()
+        times = percent and is_share(metric)
+        within = interval(standing.low, standing.high, percent=times)
+        text = f"{number(standing.score, percent=times)}{mark}\n{within}".rstrip()
         return Cell(text, bold=standing.score is not None and standing.score == best[metric])
 
     seeds = {
@@ -46,13 +48,14 @@ def differences_table(comparison: Comparison, *, percent: bool = False, notes: S
     """Every test; :func:`footnotes` belong below it, or among its ``notes``."""
 
     def row(each: Difference) -> list[Cell | str]:
-        within = interval(each.low, each.high, percent=percent, signed=True)
+        times = percent and is_share(each.metric)
+        within = interval(each.low, each.high, percent=times, signed=True)
         return [
             each.metric,
             each.system if comparison.baseline else f"{each.system} - {each.baseline}",
-            f"{number(each.difference, percent=percent, signed=True)}\n{within}",
+            f"{number(each.difference, percent=times, signed=True)}\n{within}",
             Cell(f"{each.p_holm:.4f}{MARK if each.significant else ''}", bold=each.significant),
-            number(each.detectable, percent=percent),
+            number(each.detectable, percent=times),
             f"{each.wins}/{each.ties}/{each.losses}",
         ]
 
@@ -63,13 +66,9 @@ def differences_table(comparison: Comparison, *, percent: bool = False, notes: S
 
 def long_table(comparison: Comparison, *, percent: bool = False) -> Table:
     """Everything in one table for programs: a row a score of a system, and beside it each test of it."""
-    times = 100 if percent else 1
-
-    def digits(*values: float | None) -> list[str]:
-        return ["" if value is None else repr(times * value) for value in values]
-
     rows: list[list[Cell | str]] = []
     for metric, signature in comparison.signatures.items():
+        digits = partial(_digits, times=100 if percent and is_share(metric) else 1)
         for system, standings in comparison.standings.items():
             one = standings[metric]
             own = [metric, system, str(comparison.systems[system]), *digits(one.score, one.low, one.high)]
@@ -92,6 +91,10 @@ def long_table(comparison: Comparison, *, percent: bool = False) -> Table:
     return Table(header=[*header.split(), *ends.split()], rows=rows)
 
 
+def _digits(*values: float | None, times: int) -> list[str]:
+    return ["" if value is None else repr(times * value) for value in values]
+
+
 def footnotes(comparison: Comparison) -> list[str]:
     """Lines to print below the tables: what was tested and what it claims, the protocol, and what else to know."""
     return [
@@ -108,7 +111,7 @@ def example_lines(examples: Sequence[Example], *, percent: bool = False) -> list
     """Clips where two systems differ most, for people to read."""
     lines = []
     for each in examples:
-        apart = number(each.difference, percent=percent, signed=True)
+        apart = number(each.difference, percent=percent and is_share(each.metric), signed=True)
         lines.append(f"{each.clip_id}: {each.metric} {apart} ({each.system} - {each.baseline})")
         for system, captions in each.captions.items():
             lines += [f"  {system}: {caption}" for caption in captions]

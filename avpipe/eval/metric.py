@@ -19,6 +19,10 @@ One whose scores are not the better the higher they are says so, for tables and 
 
     BETTER = "lower"        # or "neither"
 
+One with scores that are no shares, and that papers do not print times 100, names them::
+
+    COUNTS = ("Length",)
+
 A metric that runs in Java says ``JAVA = True``; the version of Java then stands in its signature.
 """
 
@@ -26,6 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from avpipe.eval.metrics import REGISTRY
@@ -117,6 +122,16 @@ def is_of_the_set(name: str) -> bool:
 def direction(name: str) -> int:
     """1 where a higher score of a metric is better, -1 where a lower one is, 0 where neither is."""
     return {"higher": 1, "lower": -1, "neither": 0}[getattr(load(name), "BETTER", "higher")]
+
+
+def is_share(score: str) -> bool:
+    """Whether a score is printed times 100 where that is asked for: it is no count."""
+    return score not in _counts()
+
+
+@cache
+def _counts() -> frozenset[str]:
+    return frozenset(score for name in REGISTRY.names() for score in getattr(load(name), "COUNTS", ()))
 
 
 def version_of(name: str, java: Java | None, told: str = "") -> str:

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from avpipe.eval.metric import is_share
 from avpipe.pipeline.errors import MissingPackageError, UsageError
 from avpipe.pipeline.files import atomic_write
 
@@ -77,7 +78,7 @@ def interval_plot(
                 standing = by_metric[name]
                 if standing.score is None:
                     continue
-                score, low, high = _scaled(standing.score, standing.low, standing.high, percent)
+                score, low, high = _scaled(standing.score, standing.low, standing.high, percent and is_share(name))
                 colour = _COLOURS[row % len(_COLOURS)]
                 # Drawn about its own middle: nothing says that a percentile interval holds the score.
                 panel.errorbar((low + high) / 2, row, xerr=(high - low) / 2, fmt="none", ecolor=colour, capsize=3)
@@ -117,6 +118,7 @@ def slice_bars(
     systems = list(dict.fromkeys(system for by_system in slices.values() for system in by_system))
     if not systems:
         raise UsageError(f"{path}: there is no score to draw")
+    times = percent and is_share(metric)
     width = 0.8 / len(systems)
     with _drawn(path, (max(4.0, 1.2 + len(slices) * (0.5 + 0.28 * len(systems))), 3.4)) as figure:
         panel = figure.subplots()
@@ -125,7 +127,7 @@ def slice_bars(
                 (place, by_system[system]) for place, by_system in enumerate(slices.values()) if system in by_system
             ]
             places = [place + (index - (len(systems) - 1) / 2) * width for place, _ in bars]
-            scaled = [_scaled(*bar[:3], percent) for _, bar in bars]
+            scaled = [_scaled(*bar[:3], times) for _, bar in bars]
             colour = _COLOURS[index % len(_COLOURS)]
             panel.bar(places, [score for score, _, _ in scaled], width, color=colour, label=_short(system))
             for place, (_, low, high) in zip(places, scaled, strict=True):
@@ -134,7 +136,7 @@ def slice_bars(
                     panel.errorbar(place, middle, yerr=half, fmt="none", ecolor="#444444", capsize=2)
         panel.set_xlim(-0.5, len(slices) - 0.5)
         panel.set_xticks(range(len(slices)), [f"{_short(name)}\n{_clips(bars)}" for name, bars in slices.items()])
-        panel.set_ylabel(f"{metric}{' x 100' if percent else ''}")
+        panel.set_ylabel(f"{metric}{' x 100' if times else ''}")
         panel.grid(axis="y", alpha=0.3)
         panel.set_axisbelow(True)
         if len(systems) > 1:

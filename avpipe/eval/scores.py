@@ -176,18 +176,23 @@ def table(
         exact: for programs: all digits, and both ends of an interval in columns of their own.
         notes: lines to stand below.
     """
+    from avpipe.eval.metric import is_share
     from avpipe.eval.tables import Table, interval, number
 
     if exact:
-        times = 100 if percent else 1
         values = {name: (score, *(intervals or {}).get(name, (None, None))) for name, score in report.scores.items()}
-        digits = [[name, *("" if x is None else repr(times * x) for x in several)] for name, several in values.items()]
+        digits = [
+            [name, *("" if x is None else repr((100 if percent and is_share(name) else 1) * x) for x in several)]
+            for name, several in values.items()
+        ]
         return Table(header=["metric", "score", "low", "high"], rows=digits, notes=notes)
-    rows = [[name, number(score, percent=percent)] for name, score in report.scores.items()]
+    rows = [[name, number(score, percent=percent and is_share(name))] for name, score in report.scores.items()]
     header = ["metric", "x 100" if percent else "score"]
     if intervals is not None:
         header.append("95 % interval")
-        rows = [[*row, interval(*intervals.get(row[0], (None, None)), percent=percent)] for row in rows]
+        rows = [
+            [*row, interval(*intervals.get(row[0], (None, None)), percent=percent and is_share(row[0]))] for row in rows
+        ]
     return Table(header=header, rows=rows, notes=notes)
 
 

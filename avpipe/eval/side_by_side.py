@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from avpipe.eval.metric import is_share
 from avpipe.eval.scores import ScoreReport, footnotes
 from avpipe.eval.tables import Table, number
 from avpipe.pipeline.files import atomic_write, write_json
@@ -88,8 +89,10 @@ def table(side_by_side: SideBySide, *, percent: bool = False) -> Table:
         cells = [label]
         for name, score in report.scores.items():
             difference = None if report is side_by_side.first else side_by_side.difference(label, name)
-            below = "" if difference is None else f"\n{number(difference, percent=percent, signed=True)}"
-            cells.append(f"{number(score, percent=percent)}{below}")
+            below = (
+                "" if difference is None else f"\n{number(difference, percent=percent and is_share(name), signed=True)}"
+            )
+            cells.append(f"{number(score, percent=percent and is_share(name))}{below}")
         rows.append(cells)
     return Table(header=["x 100" if percent else "", *side_by_side.first.scores], rows=rows)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from avpipe.eval.kinds import EXTRA, Partition
-from avpipe.eval.metric import aggregate, find_metrics, is_of_the_set
+from avpipe.eval.metric import aggregate, find_metrics, is_of_the_set, is_share
 from avpipe.eval.scores import ScoreReport
 from avpipe.eval.tables import Cell, Table, interval, number
 from avpipe.pipeline.errors import UnknownNameError
@@ -170,8 +170,9 @@ def table(sliced: SlicedScores, *, percent: bool = False, with_intervals: bool =
         few = " few" if part is not sliced.whole and is_few(part) else ""
         cells = [label, f"{part.scored}{few}"]
         for name, score in part.scores.items():
-            ends = f"\n{interval(*found[name], percent=percent)}" if name in found else ""
-            cells.append(f"{number(score, percent=percent)}{ends}")
+            times = percent and is_share(name)
+            ends = f"\n{interval(*found[name], percent=times)}" if name in found else ""
+            cells.append(f"{number(score, percent=times)}{ends}")
         return [Cell(text, bold=part is sliced.whole) for text in cells]
 
     rows = [row("all", sliced.whole)]

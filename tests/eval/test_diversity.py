@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avpipe.eval.metric import MetricResult, aggregate, is_of_the_set, load
+from avpipe.eval import score
+from avpipe.eval.metric import MetricResult, aggregate, is_of_the_set, is_share, load
+from avpipe.eval.metrics import REGISTRY
+from avpipe.eval.scores import table
 
 from .toys import evaluation_of
 
@@ -91,3 +94,13 @@ def test_order_is_irrelevant_and_shares_are_shares(captions: list[str], seed: in
         assert shuffled.per_clip == result.per_clip
         for score in {"Distinct_1", "Distinct_2", "Unique", "Repetition_4", "Repeats"} & result.corpus.keys():
             assert 0 <= result.corpus[score] <= 1
+
+
+def test_counts_are_never_times_100() -> None:
+    captions = {"a": "a dog barks", "b": "a cat"}
+    report = score(captions, {key: [text] for key, text in captions.items()}, metrics=["diversity", "length", "bleu"])
+    shown = {row[0]: row[1] for row in table(report, percent=True).rows}
+    assert (shown["Vocab"], shown["Length"], shown["Length_ratio"]) == ("4.0000", "2.5000", "1.0000")
+    assert (shown["Unique"], shown["Bleu_1"]) == ("100.00", "100.00")
+    counts = [name for module in map(load, REGISTRY.names()) for name in module.NAMES if not is_share(name)]
+    assert counts == ["Vocab", "Length", "Length_ratio"]

@@ -28,6 +28,7 @@ from avpipe.eval.metric import MetricResult
 NAMES = ("Vocab", "Distinct_1", "Distinct_2", "Unique")
 VERSION = ""
 OF_THE_SET = True
+COUNTS = ("Vocab",)
 BETTER = "neither"
 
 

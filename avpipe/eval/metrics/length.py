@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 NAMES = ("Length", "Length_ratio")
 VERSION = ""
+COUNTS = ("Length", "Length_ratio")
 BETTER = "neither"
 
 
