@@ -179,20 +179,20 @@ def table(
     from avpipe.eval.metric import is_share
     from avpipe.eval.tables import Table, interval, number
 
+    ends = intervals or {}
+    times = {name: percent and is_share(name) for name in report.scores}
     if exact:
-        values = {name: (score, *(intervals or {}).get(name, (None, None))) for name, score in report.scores.items()}
+        values = {name: (score, *ends.get(name, (None, None))) for name, score in report.scores.items()}
         digits = [
-            [name, *("" if x is None else repr((100 if percent and is_share(name) else 1) * x) for x in several)]
+            [name, *("" if x is None else repr(100 * x if times[name] else x) for x in several)]
             for name, several in values.items()
         ]
         return Table(header=["metric", "score", "low", "high"], rows=digits, notes=notes)
-    rows = [[name, number(score, percent=percent and is_share(name))] for name, score in report.scores.items()]
-    header = ["metric", "x 100" if percent else "score"]
-    if intervals is not None:
-        header.append("95 % interval")
-        rows = [
-            [*row, interval(*intervals.get(row[0], (None, None)), percent=percent and is_share(row[0]))] for row in rows
-        ]
+    header = ["metric", "x 100" if percent else "score", *(["95 % interval"] if intervals is not None else [])]
+    rows = []
+    for name, score in report.scores.items():
+        within = [interval(*ends.get(name, (None, None)), percent=times[name])] if intervals is not None else []
+        rows.append([name, number(score, percent=times[name]), *within])
     return Table(header=header, rows=rows, notes=notes)
 
 

@@ -88,11 +88,10 @@ def table(side_by_side: SideBySide, *, percent: bool = False) -> Table:
     for label, report in side_by_side.reports.items():
         cells = [label]
         for name, score in report.scores.items():
+            times = percent and is_share(name)
             difference = None if report is side_by_side.first else side_by_side.difference(label, name)
-            below = (
-                "" if difference is None else f"\n{number(difference, percent=percent and is_share(name), signed=True)}"
-            )
-            cells.append(f"{number(score, percent=percent and is_share(name))}{below}")
+            below = "" if difference is None else f"\n{number(difference, percent=times, signed=True)}"
+            cells.append(f"{number(score, percent=times)}{below}")
         rows.append(cells)
     return Table(header=["x 100" if percent else "", *side_by_side.first.scores], rows=rows)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avpipe.eval import score
+from avpipe import eval as stage_three
 from avpipe.eval.metric import MetricResult, aggregate, is_of_the_set, is_share, load
 from avpipe.eval.metrics import REGISTRY
 from avpipe.eval.scores import table
@@ -98,7 +98,9 @@ def test_order_is_irrelevant_and_shares_are_shares(captions: list[str], seed: in
 
 def test_counts_are_never_times_100() -> None:
     captions = {"a": "a dog barks", "b": "a cat"}
-    report = score(captions, {key: [text] for key, text in captions.items()}, metrics=["diversity", "length", "bleu"])
+    report = stage_three.score(
+        captions, {key: [text] for key, text in captions.items()}, metrics=["diversity", "length", "bleu"]
+    )
     shown = {row[0]: row[1] for row in table(report, percent=True).rows}
     assert (shown["Vocab"], shown["Length"], shown["Length_ratio"]) == ("4.0000", "2.5000", "1.0000")
     assert (shown["Unique"], shown["Bleu_1"]) == ("100.00", "100.00")
