@@ -97,11 +97,12 @@ def theirs(references: Mapping[str, Sequence[str]], captions: Mapping[str, str],
 
 def ours(references: Mapping[str, Sequence[str]], captions: Mapping[str, str], *, meteor: bool) -> dict[str, Any]:
     """By avpipe, twice."""
-    import numpy  # noqa: F401  # loaded before the clock starts, as pycocoevalcap's is
-
+    import avpipe.eval.ngrams  # noqa: F401
     from avpipe.eval import Scorer
+    from avpipe.eval.metric import find_metrics
 
     metrics = ["bleu", "rouge_l", "cider", *(["meteor"] if meteor else [])]
+    find_metrics(metrics)
 
     def first() -> Any:
         scorer = Scorer(references, metrics=metrics, strict=True)

@@ -39,6 +39,12 @@ def clean(caption: str) -> str:
     return _CONTROL.sub(" ", caption).replace("|||", " ")
 
 
+def clean_all(captions: Sequence[str]) -> Sequence[str]:
+    """:func:`clean` of each; the same captions where there is nothing to clean, as mostly."""
+    whole = "".join(captions)
+    return list(map(clean, captions)) if _CONTROL.search(whole) or "|||" in whole else captions
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceSet:
     """Reference captions, checked and cleaned.
@@ -64,7 +70,7 @@ class ReferenceSet:
         given = {_id(key, "references"): _captions(key, value) for key, value in _items(references, "references")}
         if not given:
             raise ScoringError("references: expected at least one clip, got none")
-        cleaned = {key: tuple(map(clean, captions)) for key, captions in given.items()}
+        cleaned = {key: tuple(clean_all(captions)) for key, captions in given.items()}
         _stop_if(
             _fault([key for key in given if not given[key]], "clip", "has no reference"),
             _fault([key for key in given if not all(map(str.strip, cleaned[key]))], "clip", "has an empty reference"),

@@ -9,6 +9,7 @@ counted once (:class:`CountedReferences`), and a system's captions then looked u
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
 
@@ -93,17 +94,17 @@ class Words:
         numbers: of all words.
         lengths: of each caption, in words.
         starts: where each caption begins.
+        plain: every caption has a word, and no whitespace but spaces: both rules agree.
     """
 
     def __init__(self, captions: Sequence[str], known: dict[str, int], *, at_spaces_alone: bool = False) -> None:
-        if at_spaces_alone:
+        words = " ".join(captions).split()
+        lengths = [caption.count(" ") + 1 for caption in captions]
+        self.plain = all(captions) and sum(lengths) == len(words)
+        if not self.plain and at_spaces_alone:
             words = " ".join(captions).split(" ")
-            lengths = [caption.count(" ") + 1 for caption in captions]
-        else:
-            words = " ".join(captions).split()
-            lengths = [caption.count(" ") + 1 if caption else 0 for caption in captions]
-            if sum(lengths) != len(words):
-                lengths = [len(caption.split()) for caption in captions]
+        elif not self.plain:
+            lengths = [len(caption.split()) for caption in captions]
         self.lengths = np.array(lengths, dtype=np.int64)
         self.starts = np.cumsum(self.lengths) - self.lengths
         new = [word for word in dict.fromkeys(words) if word not in known]
@@ -166,13 +167,14 @@ class CountedReferences:
             known.append(distinct)
             return numbers
 
-        self.orders = [
-            self._order(known[order], rows, numbers)
-            for order, (rows, numbers) in enumerate(_ngrams(self.words, number))
-        ]
-        # Both rules agree where every caption has a word and no whitespace but spaces.
-        agree = all(captions) and sum(caption.count(" ") + 1 for caption in captions) == len(self.words.numbers)
-        self.words_at_spaces = self.words if agree else Words(captions, self._known, at_spaces_alone=True)
+        # While the next order is numbered, another core sorts the last one: numpy lets go of the interpreter for that.
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            counted = [
+                pool.submit(self._order, known[order], rows, numbers)
+                for order, (rows, numbers) in enumerate(_ngrams(self.words, number))
+            ]
+        self.orders = [order.result() for order in counted]
+        self.words_at_spaces = self.words if self.words.plain else Words(captions, self._known, at_spaces_alone=True)
 
     @classmethod
     def of(cls, references: TokenisedReferences) -> CountedReferences:

@@ -101,7 +101,8 @@ def slice_bars(
     metric: str,
     percent: bool = False,
 ) -> None:
-    """Draw one score on several slices of the clips: a group of bars a slice, a bar a system.
+    """Draw one score on several slices of the clips: a group of bars a slice, a bar a system; names stand on
+    the left, where long ones have room.
 
     Args:
         slices: by name of the slice, then by system: the score, both ends of its interval (``None`` without one), and
@@ -120,7 +121,8 @@ def slice_bars(
         raise UsageError(f"{path}: there is no score to draw")
     times = percent and is_share(metric)
     width = 0.8 / len(systems)
-    with _drawn(path, (max(4.0, 1.2 + len(slices) * (0.5 + 0.28 * len(systems))), 3.4)) as figure:
+    longest = max(len(_short(name)) for name in slices)
+    with _drawn(path, (4.2 + 0.08 * longest, 0.8 + len(slices) * (0.24 + 0.2 * len(systems)))) as figure:
         panel = figure.subplots()
         for index, system in enumerate(systems):
             bars = [
@@ -129,15 +131,15 @@ def slice_bars(
             places = [place + (index - (len(systems) - 1) / 2) * width for place, _ in bars]
             scaled = [_scaled(*bar[:3], times) for _, bar in bars]
             colour = _COLOURS[index % len(_COLOURS)]
-            panel.bar(places, [score for score, _, _ in scaled], width, color=colour, label=_short(system))
+            panel.barh(places, [score for score, _, _ in scaled], width, color=colour, label=_short(system))
             for place, (_, low, high) in zip(places, scaled, strict=True):
                 if low < high:
                     middle, half = (low + high) / 2, (high - low) / 2
-                    panel.errorbar(place, middle, yerr=half, fmt="none", ecolor="#444444", capsize=2)
-        panel.set_xlim(-0.5, len(slices) - 0.5)
-        panel.set_xticks(range(len(slices)), [f"{_short(name)}\n{_clips(bars)}" for name, bars in slices.items()])
-        panel.set_ylabel(f"{metric}{' x 100' if times else ''}")
-        panel.grid(axis="y", alpha=0.3)
+                    panel.errorbar(middle, place, xerr=half, fmt="none", ecolor="#444444", capsize=2)
+        panel.set_ylim(len(slices) - 0.5, -0.5)  # the first on top
+        panel.set_yticks(range(len(slices)), [f"{_short(name)}, {_clips(bars)}" for name, bars in slices.items()])
+        panel.set_xlabel(f"{metric}{' x 100' if times else ''}")
+        panel.grid(axis="x", alpha=0.3)
         panel.set_axisbelow(True)
         if len(systems) > 1:
             figure.legend(loc="outside upper center", ncols=min(len(systems), 4), frameon=False)

@@ -38,28 +38,42 @@ def tokenise(captions: Sequence[str], tools: Tools) -> list[str]:
         JavaError: a caption needs the jar, and there is no Java, or it failed twice.
         ScoringError: lines out are not lines in; both numbers are given.
     """
-    words, ordinary = tokenise_ordinary(captions)
-    others = [place for place, enough in enumerate(ordinary) if not enough]
+    return tokenise_several([captions], tools)[0]
+
+
+def tokenise_several(corpora: Sequence[Sequence[str]], tools: Tools) -> list[list[str]]:
+    """:func:`tokenise` of several corpora, as if each were read by itself, with one start of Java."""
+    read = [tokenise_ordinary(captions) for captions in corpora]
+    others = [[place for place, enough in enumerate(ordinary) if not enough] for _, ordinary in read]
+    sent = [_sent(captions, places) for captions, places in zip(corpora, others, strict=True)]
+    # The last caption of a corpus is read as the end of the input. Where that matters, no other may come behind it.
+    apart = any(places and places[-1] == len(captions) - 1 for captions, places in zip(corpora, others, strict=True))
+    lines = [[captions[place] for place in places] for captions, places in zip(corpora, sent, strict=True)]
+    try:
+        if apart:
+            answers = iter([line for several in lines for line in tokenise_by_jar(several, tools)])
+        else:
+            answers = iter(tokenise_by_jar([line for several in lines for line in several], tools))
+    except JavaError as error:
+        odd = [captions[place] for captions, places in zip(corpora, others, strict=True) for place in places]
+        count = sum(map(len, corpora))
+        raise JavaError(f"{len(odd)} of {count} captions need its jar, as {odd[0]!r:.80} does: {error}") from None
+    for (words, _), places, needed in zip(read, sent, others, strict=True):
+        by_jar = {place: next(answers) for place in places}
+        for place in needed:
+            words[place] = by_jar[place]
+    return [words for words, _ in read]
+
+
+def _sent(captions: Sequence[str], needed: Sequence[int]) -> list[int]:
+    """Places of the captions that the jar is given so that it reads those that need it as among all."""
     sent: set[int] = set()
-    for place in others:
+    for place in needed:
         after = place + 1
         while after < len(captions) and not captions[after].strip():
             after += 1
         sent.update(range(place, min(after + 1, len(captions))))
-    places = sorted(sent)
-    try:
-        by_jar = dict(zip(places, tokenise_by_jar([captions[place] for place in places], tools), strict=True))
-    except JavaError as error:
-        example = f"{captions[others[0]]!r:.80}"
-        raise JavaError(f"{len(others)} of {len(captions)} captions need its jar, as {example} does: {error}") from None
-    for place in others:
-        words[place] = by_jar[place]
-    return words
-
-
-def tokenise_each(captions: Mapping[str, str], tools: Tools) -> dict[str, str]:
-    """:func:`tokenise` for one caption a clip."""
-    return dict(zip(captions, tokenise(list(captions.values()), tools), strict=True))
+    return sorted(sent)
 
 
 def tokenise_by_jar(captions: Sequence[str], tools: Tools) -> list[str]:
@@ -93,5 +107,15 @@ def tokenise_by_jar(captions: Sequence[str], tools: Tools) -> list[str]:
 
 def tokenise_by_clip(captions: Mapping[str, Sequence[str]], tools: Tools) -> dict[str, list[str]]:
     """:func:`tokenise` for several captions a clip, in one run."""
-    tokens = iter(tokenise([caption for several in captions.values() for caption in several], tools))
+    return by_clip(captions, tokenise(in_a_row(captions), tools))
+
+
+def in_a_row(captions: Mapping[str, Sequence[str]]) -> list[str]:
+    """All captions, clip after clip."""
+    return [caption for several in captions.values() for caption in several]
+
+
+def by_clip(captions: Mapping[str, Sequence[str]], words: Sequence[str]) -> dict[str, list[str]]:
+    """Words of captions that stood :func:`in_a_row`, by clip again."""
+    tokens = iter(words)
     return {clip_id: [next(tokens) for _ in several] for clip_id, several in captions.items()}

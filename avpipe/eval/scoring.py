@@ -130,14 +130,8 @@ class Scorer:
     def _run(self, covered: Covered) -> _Ran:
         """Tokenise, then run every metric; what cannot run has a reason instead of a result."""
         try:
-            with ThreadPoolExecutor(max_workers=1) as pool:  # what waits for Java leaves the processor to the other
-                words = pool.submit(ptb.tokenise_each, covered.candidates, self._tools)
-                references = self._of(covered)
-            if self._idf and not self._tokenised_idf:
-                self._tokenised_idf = TokenisedReferences.of(self._idf.captions, self._tools)
-            evaluation = Evaluation(
-                covered.candidates, words.result(), references, self._tools, idf=self._tokenised_idf
-            )
+            words = self._tokenise(covered)
+            evaluation = Evaluation(covered.candidates, words, self._of(covered), self._tools, idf=self._tokenised_idf)
         except JavaError as error:
             reason = f"the tokeniser cannot run: {error}"
             return _Ran(reasons={name: reason for module in self._wanted.values() for name in module.NAMES})
@@ -163,10 +157,24 @@ class Scorer:
     def _versioned(self, version: str) -> str:
         return version.replace("idf:refs", f"idf:{self._idf.sha256[:8]}") if self._idf else version
 
+    def _tokenise(self, covered: Covered) -> dict[str, str]:
+        """Words of the candidates; the first time, of the references and of what document frequencies are from, too."""
+        whole = self._references.captions, self._idf.captions if self._idf else {}
+        corpora = [list(covered.candidates.values())]
+        if self._tokenised is None:
+            corpora += map(ptb.in_a_row, whole)
+        words, *others = ptb.tokenise_several(corpora, self._tools)
+        if others:
+            references, idf = (
+                TokenisedReferences(captions, ptb.by_clip(captions, read))
+                for captions, read in zip(whole, others, strict=True)
+            )
+            self._tokenised, self._tokenised_idf = references, idf if self._idf else None
+        return dict(zip(covered.candidates, words, strict=True))
+
     def _of(self, covered: Covered) -> TokenisedReferences:
         """Of the clips that are scored. A clip has the words that it has in the whole set, whatever is left out."""
-        if self._tokenised is None:
-            self._tokenised = TokenisedReferences.of(self._references.captions, self._tools)
+        assert self._tokenised is not None
         if len(covered.references) == len(self._references.captions):
             return self._tokenised
         return TokenisedReferences(covered.references, {key: self._tokenised.words[key] for key in covered.references})
@@ -215,8 +223,9 @@ class ValidationScorer:
         if absent:
             raise ScoringError(f"{len(absent)} of {len(wanted)} clips have no caption: {', '.join(absent[:10])}")
         covered = cover(captions, self._references, "empty")
-        words = ptb.tokenise_each(covered.candidates, self._tools)
-        evaluation = Evaluation(covered.candidates, words, self._tokenised, self._tools)
+        words = ptb.tokenise(list(covered.candidates.values()), self._tools)
+        by_id = dict(zip(covered.candidates, words, strict=True))
+        evaluation = Evaluation(covered.candidates, by_id, self._tokenised, self._tools)
         return evaluation.result(self._module).corpus[self.metric]
 
 

@@ -88,12 +88,12 @@ def test_intervals_are_where_they_belong(tmp_path: Path, drawn: list[Any]) -> No
     assert drawn[0].get_supxlabel() == "x 100, with 95 % intervals"
 
 
-def test_bars_are_as_high_as_the_scores(tmp_path: Path, drawn: list[Any]) -> None:
+def test_bars_are_as_long_as_the_scores(tmp_path: Path, drawn: list[Any]) -> None:
     bars(tmp_path / "x.svg")
     (panel,) = drawn[0].axes
     groups = [container for container in panel.containers if hasattr(container, "patches")]
-    assert [[patch.get_height() for patch in group.patches] for group in groups] == [[0.5, 0.3], [0.6]]
-    assert [label.get_text() for label in panel.get_xticklabels()] == ["all\nn = 240", "silent\nn = 1"]
+    assert [[patch.get_width() for patch in group.patches] for group in groups] == [[0.5, 0.3], [0.6]]
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["all, n = 240", "silent, n = 1"]
     assert len(panel.containers) - len(groups) == 2  # intervals, of those that have one
 
 

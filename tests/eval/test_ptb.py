@@ -55,6 +55,16 @@ def test_without_java_others_are_told_of(no_java: None) -> None:
         ptb.tokenise(["a", "a 😀 cat"], Tools())
 
 
+line = st.sampled_from(["a dog", "", "he meets Dr.", "Who", "x 😀", "no.", "5 men", "etc."])
+
+
+@given(st.lists(st.lists(line, max_size=5)))
+@settings(max_examples=25, deadline=None)
+def test_several_corpora_are_read_as_each_by_itself(corpora: list[list[str]]) -> None:
+    tools = Tools(find_java())
+    assert ptb.tokenise_several(corpora, tools) == [ptb.tokenise_by_jar(captions, tools) for captions in corpora]
+
+
 # What the jar makes of a line may depend on how the next one begins; None of these is ordinary.
 FOLLOWED = ["he meets Dr.", "Who is there", "no.", "", " ", "5 men", "plan B.", "The end", "1 1/2 cups of etc."]
 

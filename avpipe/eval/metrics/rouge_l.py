@@ -63,7 +63,8 @@ def common_subsequence(some: npt.NDArray[np.integer], others: npt.NDArray[np.int
     import numpy as np
 
     # best[:, j]: of the columns of ``some`` so far and the first j of ``others``
-    best = np.zeros((len(others), others.shape[1] + 1), dtype=np.int32)
+    small = np.int16 if others.shape[1] < np.iinfo(np.int16).max else np.int32
+    best = np.zeros((len(others), others.shape[1] + 1), dtype=small)
     for column in some.T:
         longer = best[:, :-1] + (others == column[:, None])
         np.maximum.accumulate(np.maximum(best[:, 1:], longer), axis=1, out=best[:, 1:])
