@@ -115,7 +115,7 @@ class Evaluation:
 
         Raises:
             UnknownNameError: no metric of that name.
-            ScoringError: it cannot run; the same to all who ask.
+            AvpipeError: it cannot run; the same to all who ask.
         """
         from avpipe.eval.metric import load
 

@@ -152,7 +152,7 @@ class Scorer:
         notes = [*_wordless("captions", wordless), *_wordless("clips have a reference", partly)]
         notes += [note for result in results.values() for note in result.notes]
         notes += [f"Java passed over: {reason}" for reason in (java.passed_over if java else ())]
-        return _Ran(results=results, reasons=reasons, notes=notes)
+        return _Ran(results=results, reasons=reasons, notes=list(dict.fromkeys(notes)))  # SPIDEr says what CIDEr says
 
     def _versioned(self, version: str) -> str:
         return version.replace("idf:refs", f"idf:{self._idf.sha256[:8]}") if self._idf else version

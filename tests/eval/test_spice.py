@@ -16,6 +16,7 @@ from avpipe.eval.evaluation import Evaluation, TokenisedReferences
 from avpipe.eval.java import Java, JavaError
 from avpipe.eval.metric import load
 from avpipe.eval.metrics import spice
+from avpipe.eval.parses import Parses
 from avpipe.eval.tools import Tools, pycocoevalcap_file
 from avpipe.pipeline.errors import MissingPackageError, ScoringError
 
@@ -251,3 +252,12 @@ def test_scores_are_those_that_its_authors_stored(packaged_java: Java) -> None:
     candidates = {str(item["image_id"]): item["test"] for item in reversed(items)}
     result = spice.compute(evaluation_of(references, candidates, Tools(packaged_java)))
     assert result.per_clip["SPICE"] == {key: stored[int(key)]["All"]["f"] for key in references}
+
+
+def test_a_memory_that_holds_nonsense_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AVPIPE_CACHE", str(tmp_path / "cache"))
+    words = {"a": ["a dog"]}, {"a": "a dog"}
+    before = spice.compute(evaluation_of(*words, pretended_spice(tmp_path)))
+    (path,) = (tmp_path / "cache" / "spice").glob("parses-*.sqlite")
+    Parses(path).put({"a dog": [[1]]})
+    assert spice.compute(evaluation_of(*words, pretended_spice(tmp_path))).corpus == before.corpus == {"SPICE": 1.0}

@@ -41,6 +41,7 @@ from avpipe.eval.tools import Tools, pycocoevalcap_file
 
 NAMES = ("SPICE",)
 VERSION = "spice:1.0|corenlp:3.6.0"
+JAVA = True
 
 PROGRAM = Path(__file__).parents[1] / "jvm"
 """Folder of ``SpiceLines.class``, and of its source."""
@@ -89,7 +90,8 @@ def compute(evaluation: Evaluation) -> MetricResult:
 
     parsed = references.once(_parsed)
     captions = dict.fromkeys([*words.values(), *chain.from_iterable(references.words.values())])
-    parsed |= memory.get(caption for caption in captions if caption not in parsed)
+    remembered = memory.get(caption for caption in captions if caption not in parsed)
+    parsed |= {caption: parse for caption, parse in remembered.items() if _are_tuples(parse)}
     unknown = [caption for caption in captions if caption not in parsed]
     if unknown:
         processes = tools.processes or how_many(len(unknown), least=_CAPTIONS_A_CHILD, megabytes=_USUAL_MEGABYTES)
@@ -143,11 +145,14 @@ def _program(corenlp: Sequence[Path], tools: Tools, stop: Stop) -> _Program:
     )
 
 
-def _tuples(answer: Any) -> Tuples:
-    is_sound = isinstance(answer, list) and all(
+def _are_tuples(answer: Any) -> bool:
+    return isinstance(answer, list) and all(
         isinstance(one, list) and 1 <= len(one) <= 3 and all(isinstance(word, str) for word in one) for one in answer
     )
-    if not is_sound:
+
+
+def _tuples(answer: Any) -> Tuples:
+    if not _are_tuples(answer):
         raise JavaError(f"SPICE: expected tuples of 1 to 3 words, got {answer!r:.200}")
     tuples: Tuples = answer
     return tuples
