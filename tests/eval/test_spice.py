@@ -14,7 +14,7 @@ from avpipe.eval.evaluation import Evaluation, TokenisedReferences
 from avpipe.eval.java import Java, JavaError
 from avpipe.eval.metric import load
 from avpipe.eval.metrics import spice
-from avpipe.eval.tools import Tools, pycocoevalcap_file
+from avpipe.eval.tools import Tools
 from avpipe.pipeline.errors import MissingPackageError, ScoringError
 
 from .toys import SPICE_PRETENDER, evaluation_of, is_gone, pretended_spice

@@ -7,16 +7,16 @@ Author's code: ``meteor-1.5.jar`` and its paraphrase table, as pycocoevalcap 1.2
 machine's locale, and blocks for ever in ``__del__`` after an error.
 
 Deviations, none of which touches a number of sound input:
- - the jar's main program is not used: it has one thread, and reads all of its 5 million paraphrases, which takes 6 s
-   of a core. A small program of ours (``avpipe/eval/jvm/MeteorLines.java``) calls the same classes from several threads,
-   and first takes those paraphrases out of the table that cannot match: they hold a word, or two words side by side,
-   that no caption has. Its answers are, byte for byte, those of the main program to SCORE, which compares a caption with
-   its references. What EVAL makes of these is computed here (:func:`aggregate`);
+ - the jar's main program is not used: it has one thread, and reads 5 million pairs of paraphrases, which takes 6 s of
+   a core. A small program of ours (``avpipe/eval/jvm/MeteorLines.java``) calls the same classes from several threads,
+   and first takes those pairs out of the table that cannot match, because they hold a word, or two words side by side,
+   that no caption has. Its answers are, byte for byte, those of the main program to SCORE, which compares a caption
+   with its references. What EVAL makes of these is computed here (:func:`aggregate`);
  - a reference that a clip has twice is sent once: the best reference counts, and of equal ones the first;
  - the path of the paraphrase table is given, because the jar looks for it in a wrong place when its own path holds a
    space;
- - a paraphrase table that is damaged, or any exception that is reported, is an error: the jar would print a stack trace,
-   go on without paraphrases, and give other scores;
+ - a paraphrase table that is damaged, or any exception that is reported, is an error: the jar would print a stack
+   trace, go on without paraphrases, and give other scores;
  - ``|||``, which separates fields in the jar's protocol, becomes a space in references too (the wrapper deletes it, in
    candidates only).
 
@@ -141,7 +141,7 @@ def _converse(questions: Sequence[str], tools: Tools, stop: Stop) -> list[str]:
     with JavaChild(
         tools.java.path,
         [
-            "-XX:TieredStopAtLevel=1",  # the better compiler costs more than it gains, even at 300,000 captions
+            "-XX:TieredStopAtLevel=1",  # the better compiler costs more than it gains below 300,000 captions
             *("-cp", os.pathsep.join(map(str, (PROGRAMS, jar)))),
             *("MeteorLines", str(paraphrases), str(threads), str(len(questions))),
         ],
