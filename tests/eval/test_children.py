@@ -135,23 +135,24 @@ def test_a_block_that_is_left_by_an_exception_stops() -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(("metric", "children"), [("meteor", 1), ("spice", 2)])
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's leash is Linux's")
 def test_no_orphans_of_a_scoring_that_is_interrupted_or_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: str, children: int, how: signal.Signals
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # a killed parent cannot remove its temp folders
-    tools = pretended_spice(tmp_path, f"echo $$ > {tmp_path}/$$.pids; exec sleep 987")  # it has several children
+    tools = pretended_spice(tmp_path, f"echo $$ > {tmp_path}/$$.pids; exec sleep 987")
     program = (
         "import sys; from pathlib import Path; from avpipe.eval import score; from avpipe.eval.java import Java\n"
         "from avpipe.eval.tools import Tools\n"
         "java = Java(path=Path(sys.argv[1]), version='17', source='test')\n"
         "tools = Tools(java, processes=2, spice=Path(sys.argv[2]))\n"
-        "score({'a': 'a dog', 'b': 'a cat'}, {'a': ['a dog'], 'b': ['a cat']}, metrics=['spice'], tools=tools)\n"
+        "score({'a': 'a dog', 'b': 'a cat'}, {'a': ['a dog'], 'b': ['a cat']}, metrics=[sys.argv[3]], tools=tools)\n"
     )
-    command = [sys.executable, "-c", program, str(tools.java.path), str(tools.spice)]
+    command = [sys.executable, "-c", program, str(tools.java.path), str(tools.spice), metric]
     parent = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
-        while len(pids := pids_of(tmp_path)) < 2:
+        while len(pids := pids_of(tmp_path)) < children:
             assert parent.poll() is None
         assert all(map(psutil.pid_exists, pids))
     finally:

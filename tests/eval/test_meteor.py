@@ -150,15 +150,16 @@ def test_what_goes_on_after_an_exception_is_not_believed(fake_java: FakeJava, tm
 
 # The numbers
 
+NOUNS, VERBS = ("dog", "dogs", "cat", "car", "kids"), ("runs", "running", "sleeps", "cries")
+OTHERS = ("the", "a", "of", "quickly", "and")
+
 
 def scrambled(seed: int, clips: int) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Captions that share much, little or nothing with their references; some are equal to one, some are empty."""
     pick = random.Random(seed)
-    nouns, verbs = ("dog", "dogs", "cat", "car", "kids"), ("runs", "running", "sleeps", "cries")
-    others = ("the", "a", "of", "quickly", "and")
 
     def caption() -> str:
-        return " ".join(pick.choice(pick.choice((nouns, verbs, others))) for _ in range(pick.randrange(1, 9)))
+        return " ".join(pick.choice(pick.choice((NOUNS, VERBS, OTHERS))) for _ in range(pick.randrange(1, 9)))
 
     references = {str(clip): [caption() for _ in range(pick.randrange(1, 5))] for clip in range(clips)}
     candidates = {key: pick.choice((caption(), caption(), own[0], "")) for key, own in references.items()}
@@ -188,23 +189,7 @@ def test_aggregate_is_the_evaluation_of_the_jar(tools: Tools, tmp_path: Path) ->
 
 def paraphrases(pick: random.Random) -> bytes:
     """A table of pairs that match, of pairs that nearly do, and of so many others that it is read in pieces."""
-    words = [
-        "dog",
-        "dogs",
-        "cat",
-        "car",
-        "kids",
-        "runs",
-        "running",
-        "sleeps",
-        "cries",
-        "the",
-        "a",
-        "of",
-        "quickly",
-        "and",
-    ]
-    words += ["n't", "né", "3.5", "elsewhere", "nowhere"]
+    words = (*NOUNS, *VERBS, *OTHERS, "n't", "né", "3.5", "elsewhere", "nowhere")
 
     def phrase() -> str:
         return " ".join(pick.choices(words, k=pick.randrange(1, 4)))
@@ -238,9 +223,9 @@ def test_says_what_the_main_program_of_the_jar_says(
         questions.append(" ||| ".join(("SCORE", *fields)))
     jar = str(pycocoevalcap_file("meteor", "meteor-1.5.jar"))
     answers = []
+    (tmp_path / "no.gz").write_bytes(gzip.compress(b""))
     for at in (table, tmp_path / "no.gz"):
         arguments = ["-jar", jar, "-", "-", "-stdio", "-l", "en", "-norm", "-a", str(at)]
-        (tmp_path / "no.gz").write_bytes(gzip.compress(b""))
         with JavaChild(tools.java.path, arguments, name="METEOR", heap_megabytes=512) as child:
             answers.append(child.ask(questions))
     assert meteor._converse(questions, Tools(tools.java, processes=threads), Stop()) == answers[0]

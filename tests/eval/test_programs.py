@@ -33,7 +33,7 @@ def test_classes_run_on_java_8(program: str) -> None:
 
 @pytest.mark.parametrize("program", LIBRARIES)
 def test_classes_are_what_their_source_makes(program: str, tmp_path: Path) -> None:
-    """Byte for byte, with the javac that made them: another one may number its lambdas otherwise."""
+    """Byte for byte, with the javac of Java 17; that of Java 25 numbers lambdas otherwise."""
     home = os.environ.get("JAVA_HOME", "")
     javac = shutil.which("javac") or shutil.which(str(Path(home, "bin", "javac")))
     if javac is None:
@@ -45,6 +45,6 @@ def test_classes_are_what_their_source_makes(program: str, tmp_path: Path) -> No
     subprocess.run([*command, "-d", str(tmp_path), str(source)], check=True, capture_output=True)
     made = classes(program, tmp_path)
     assert list(made) == list(classes(program, PROGRAMS))
-    if not (version.stdout + version.stderr).startswith("javac 17."):
+    if made != classes(program, PROGRAMS) and not version.stdout.startswith("javac 17."):
         pytest.skip(f"made by javac 17, not by {version.stdout.strip()}")
     assert made == classes(program, PROGRAMS)
