@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 ENVIRONMENT_VARIABLE = "AVPIPE_JAVA"
 OLDEST_MAJOR = 8
 PATIENCE_SECONDS = 120.0
-"""How long a child may show no sign of life. METEOR reads 60 MB before its first answer: 5 s here, more on a busy
+"""How long a child may show no sign of life. METEOR reads 60 MB before its first answer: 3 s here, more on a busy
 network disk."""
+PROGRAMS = Path(__file__).with_name("jvm")
+"""Folder of our own Java programs: classes, and their sources."""
 
 _CHUNK_BYTES = 1 << 16
 _LOOK_SECONDS = 0.2  # how often a wait looks whether it was told to stop

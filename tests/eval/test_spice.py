@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ from avpipe.eval.java import Java, JavaError
 from avpipe.eval.metric import load
 from avpipe.eval.metrics import spice
 from avpipe.eval.parses import Parses
-from avpipe.eval.tools import Tools, pycocoevalcap_file
+from avpipe.eval.tools import Tools
 from avpipe.pipeline.errors import MissingPackageError, ScoringError
 
 from .toys import SPICE_PRETENDER, evaluation_of, is_gone, pretended_spice
@@ -204,27 +202,6 @@ def test_spider_is_the_mean_of_cider_and_spice_each_computed_once(tmp_path: Path
     }
     assert result.corpus["SPIDEr"] == pytest.approx((parts[0].corpus["CIDEr"] + parts[1].corpus["SPICE"]) / 2)
     assert load("spider").VERSION == "idf:refs|spice:1.0|corenlp:3.6.0"
-
-
-# The program itself
-
-
-def test_class_runs_on_java_8() -> None:
-    header = (spice.PROGRAM / "SpiceLines.class").read_bytes()[:8]
-    assert header == b"\xca\xfe\xba\xbe\x00\x00\x00\x34"
-
-
-def test_class_is_what_its_source_makes(tmp_path: Path) -> None:
-    """Byte for byte, with the javac of Java 17 to 25."""
-    home = os.environ.get("JAVA_HOME", "")
-    javac = shutil.which("javac") or shutil.which(str(Path(home, "bin", "javac")))
-    if javac is None:
-        pytest.skip("no javac here: SpiceLines.class cannot be made anew")
-    jar = pycocoevalcap_file("spice", "spice-1.0.jar")
-    command = [javac, "--release", "8", "-Xlint:-options", "-g:none", "-cp", f"{jar}:{jar.parent}/lib/*"]
-    source = spice.PROGRAM / "SpiceLines.java"
-    subprocess.run([*command, "-d", str(tmp_path), str(source)], check=True, capture_output=True)
-    assert (tmp_path / "SpiceLines.class").read_bytes() == (spice.PROGRAM / "SpiceLines.class").read_bytes()
 
 
 # The numbers

@@ -34,7 +34,7 @@ from typing import Any
 from avpipe.eval.children import Stop, how_many, spread
 from avpipe.eval.corenlp import find_corenlp, spice_folder
 from avpipe.eval.evaluation import Evaluation, TokenisedReferences
-from avpipe.eval.java import JavaChild, JavaError
+from avpipe.eval.java import PROGRAMS, JavaChild, JavaError
 from avpipe.eval.metric import MetricResult
 from avpipe.eval.parses import Parses
 from avpipe.eval.tools import Tools, pycocoevalcap_file
@@ -42,9 +42,6 @@ from avpipe.eval.tools import Tools, pycocoevalcap_file
 NAMES = ("SPICE",)
 VERSION = "spice:1.0|corenlp:3.6.0"
 JAVA = True
-
-PROGRAM = Path(__file__).parents[1] / "jvm"
-"""Folder of ``SpiceLines.class``, and of its source."""
 
 _LIBRARIES = (
     "ejml-0.23.jar",
@@ -133,7 +130,7 @@ class _Program(JavaChild):
 
 def _program(corenlp: Sequence[Path], tools: Tools, stop: Stop) -> _Program:
     jars = [pycocoevalcap_file("spice", "lib", name) for name in _LIBRARIES]
-    path = [PROGRAM, pycocoevalcap_file("spice", "spice-1.0.jar"), *jars, *corenlp]
+    path = [PROGRAMS, pycocoevalcap_file("spice", "spice-1.0.jar"), *jars, *corenlp]
     return _Program(
         tools.java.path,
         ["-cp", os.pathsep.join(map(str, path)), "SpiceLines"],
