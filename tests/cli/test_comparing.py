@@ -387,7 +387,7 @@ def test_score_gives_intervals_and_forms(avpipe: Avpipe, files: Path) -> None:
     shown = f"[{low:.4f}, {high:.4f}]"
     said = avpipe("score", *words, "--intervals").out
     assert shown in said
-    assert said.splitlines()[-1] == "intervals hold 95 %: bootstrap of the clips, 10,000 resamples, seed 0"
+    assert "intervals hold 95 %: bootstrap of the clips, 10,000 resamples, seed 0" in said.splitlines()
     cider = f"{plain['scores']['CIDEr']:.4f}"
     lines = avpipe("score", *words, "--intervals", "--format", "markdown").out.splitlines()
     assert lines[:3] == [
