@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,7 +113,7 @@ def compare(
     corpus = corpus_of(idf, workspace if configs else None, _dataset_of(configs) if idf == "train" else "")
     tools = tools_for(workspace, _first_dataset(configs), metrics or DEFAULT) if references is None else None
     captions: dict[str | Path, dict[str, str]] = {}
-    for source in (source for sources in found.values() for source in sources):
+    for source in chain.from_iterable(found.values()):
         said = read_results(source) if isinstance(source, Path) else captions_of(workspace, source, split)
         is_part = isinstance(source, str) or subset is not None
         captions[source] = {key: text for key, text in said.items() if key in against} if is_part else said

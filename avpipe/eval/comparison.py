@@ -150,7 +150,7 @@ class Comparison:
         more = ""
         if alone:
             more += f"; {', '.join(alone)}: one seed, whose interval is over clips only, and which in a difference is "
-            more += "taken to vary as the other system does"
+            more += "taken to vary as the other system does: if it varies more, p is too small"
         if any(each.system in alone and each.baseline in alone for each in self.differences):
             more += "; between two systems of one seed it is about these checkpoints"
         return f"several seeds ({counts}): what is claimed is about the trainings, whatever the seed{more}"

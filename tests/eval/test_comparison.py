@@ -190,7 +190,7 @@ def test_seeds_widen_intervals_and_change_the_claim(reports: Mapping[str, ScoreR
     assert found.claim == (
         "several seeds (good 2, poor 1): what is claimed is about the trainings, whatever the seed; "
         "poor: one seed, whose interval is over clips only, and which in a difference is taken to vary as the other "
-        "system does"
+        "system does: if it varies more, p is too small"
     )
     assert "60 clips and of seeds, seed 0" in found.method
 
