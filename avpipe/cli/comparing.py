@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from avpipe.cli._app import JsonOption, WorkspaceOption, app, names
+from avpipe.cli._app import IDS, JsonOption, WorkspaceOption, app, names
+from avpipe.pipeline.errors import UsageError
 
 
 @app.command()
@@ -21,18 +22,34 @@ def compare(
             show_default=False,
         ),
     ],
-    split: Annotated[str, typer.Option("--split", "-s", help="val or test; each look at test is logged.")] = "test",
+    split: Annotated[
+        str | None,
+        typer.Option("--split", "-s", help="Of runs: val or test; each look at test is logged.", show_default="test"),
+    ] = None,
     references: Annotated[
         Path | None,
         typer.Option(
             "--references", help="COCO captions or {id: captions}.", show_default="the split of the runs' dataset"
         ),
     ] = None,
-    metrics: Annotated[str | None, typer.Option("--metrics", help="By comma.", show_default="all")] = None,
+    metrics: Annotated[
+        str | None, typer.Option("--metrics", help="By comma.", show_default="bleu, meteor, rouge_l, cider")
+    ] = None,
     missing: Annotated[
         Literal["error", "empty", "drop"],
         typer.Option("--missing", help="A clip without caption: error, empty (scored as one), drop."),
     ] = "error",
+    intersect: Annotated[
+        Path | None, typer.Option("--intersect", help="Only the clips on this list of ids.", **IDS)
+    ] = None,
+    idf: Annotated[
+        str | None,
+        typer.Option(
+            "--idf",
+            help="Captions in which CIDEr counts how rare words are: a file, or train: those of the runs' dataset.",
+            show_default="the references",
+        ),
+    ] = None,
     baseline: Annotated[
         str | None, typer.Option("--baseline", help="System that the others differ from.", show_default="the first")
     ] = None,
@@ -69,10 +86,17 @@ def compare(
         example_lines,
         footnotes,
         long_table,
+        scores_notes,
         scores_table,
     )
     from avpipe.eval.pictures import check_picture, interval_plot
 
+    if as_json and form is not None:
+        raise UsageError(f"--json is a form of its own: got --format {form}, too")
+    if form == "csv" and examples:
+        raise UsageError("--examples are lines for people; --format csv is a table for programs. Try: --json")
+    if metrics is not None and not names(metrics):
+        raise UsageError(f"--metrics: expected names, several by comma, got {metrics!r}")
     if plot is not None:
         check_picture(plot)
     found = api.compare(
@@ -82,6 +106,8 @@ def compare(
         references=references,
         metrics=names(metrics),
         missing=missing,
+        intersect=intersect,
+        idf=idf,
         baseline=baseline or "",
         all_pairs=all_pairs,
         test=test,
@@ -97,7 +123,7 @@ def compare(
     elif form == "csv":
         typer.echo(long_table(comparison, percent=percent).csv(), nl=False)
     elif form is not None:
-        scores = scores_table(comparison, percent=percent)
+        scores = scores_table(comparison, percent=percent, notes=scores_notes(comparison))
         differences = differences_table(comparison, percent=percent, notes=footnotes(comparison))
         typer.echo(f"{scores.render(form)}\n{differences.render(form)}", nl=False)
         if lines:

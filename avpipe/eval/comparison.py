@@ -11,7 +11,7 @@ How the tests work and what they claim: :mod:`avpipe.eval.statistics`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,6 +30,8 @@ HOW_INTERVALS = f"intervals hold 95 %: bootstrap of the clips, {RESAMPLES:,} res
 """What is said below intervals that were made without another word."""
 FEW_CLIPS = 50
 """With fewer, percentile intervals are too narrow to be silent about."""
+FEW_SEEDS = 4
+"""With fewer, there are less than three degrees of freedom to judge by how seeds vary."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +66,8 @@ class Difference:
         p_holm: corrected for the number of comparisons of this metric.
         significant: ``p_holm`` is below alpha.
         detectable: the smallest difference that the test would find with a power of 80 %, uncorrected.
-        wins: clips where the system does better; with several seeds by their mean.
+        wins: clips where the system does better; with several seeds by their mean. ``None``, as the next two: neither
+            more nor less of this score is better.
         ties: clips with the same score.
         losses: clips where the baseline does better.
     """
@@ -79,9 +82,9 @@ class Difference:
     p_holm: float
     significant: bool
     detectable: float
-    wins: int
-    ties: int
-    losses: int
+    wins: int | None
+    ties: int | None
+    losses: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +135,9 @@ class Comparison:
         return (
             f"{TESTS[self.test]}, {self.resamples:,} resamples of {what}, seed {self.seed}; "
             f"intervals hold {100 * (1 - self.alpha):g} %; p is two-sided, corrected by Holm over the "
-            f"{family} comparison{'' if family == 1 else 's'} of each metric; * p (Holm) < {self.alpha:g}"
+            f"{family} comparison{'' if family == 1 else 's'} of each metric; * p (Holm) < {self.alpha:g}; near that "
+            f"level p and an interval may disagree, for intervals are percentiles of the bootstrap, and p is of "
+            f"{'shifted differences' if self.test == 'bootstrap' else 'exchanged captions'}"
         )
 
     @property
@@ -142,8 +147,12 @@ class Comparison:
             return "one checkpoint a system: what is claimed is about these checkpoints, not about another seed's"
         counts = ", ".join(f"{name} {count}" for name, count in self.systems.items())
         alone = [name for name, count in self.systems.items() if count == 1]
-        more = "" if len(set(self.systems.values())) == 1 else "; as many seeds of each system would be safer"
-        more += f"; {', '.join(alone)}: one seed, taken to vary as the other systems' do" if alone else ""
+        more = ""
+        if alone:
+            more += f"; {', '.join(alone)}: one seed, whose interval is over clips only, and which in a difference is "
+            more += "taken to vary as the other system does: if it varies more, p is too small"
+        if any(each.system in alone and each.baseline in alone for each in self.differences):
+            more += "; between two systems of one seed it is about these checkpoints"
         return f"several seeds ({counts}): what is claimed is about the trainings, whatever the seed{more}"
 
     def to_json(self) -> dict[str, Any]:
@@ -186,14 +195,12 @@ def compare(
     check_alike(reports)
     first = next(iter(reports.values()))[0]
     pairs = pairs_of(list(reports), baseline=baseline, all_pairs=all_pairs)
-    reasons = {name: reason for several in reports.values() for one in several for name, reason in one.reasons.items()}
     samples = {name: samples_of(several, sorted(first.per_clip)) for name, several in reports.items()}
     modules = [module for module in find_metrics(first.scores) if all(module in found for found in samples.values())]
-    drawn_in = sorted(samples)  # so that the order of the systems changes no digit
-    by_module = [[samples[name][module] for name in drawn_in] for module in modules]
+    by_module = [[found[module] for found in samples.values()] for module in modules]
     drawn = bootstrap_metrics(by_module, resamples=resamples, seed=seed) if modules else []
     draws = {
-        module: dict(zip(drawn_in, of_systems, strict=True)) for module, of_systems in zip(modules, drawn, strict=True)
+        module: dict(zip(samples, of_systems, strict=True)) for module, of_systems in zip(modules, drawn, strict=True)
     }
     differences: list[Difference] = []
     for module in modules:
@@ -205,7 +212,9 @@ def compare(
         for index, metric in enumerate(_names(module)):
             corrected = holm([float(each[index]) for each in p])
             for (name, other), found, own, its in zip(pairs, contrasts, p, corrected, strict=True):
-                wins, ties, losses = wins_of(reports[name], reports[other], metric, direction(module) or 1)
+                better = direction(module)
+                of_clips = wins_of(reports[name], reports[other], metric, better) if better else (None, None, None)
+                wins, ties, losses = of_clips
                 differences.append(
                     Difference(
                         system=name,
@@ -228,7 +237,7 @@ def compare(
         baseline="" if all_pairs else baseline or next(iter(reports)),
         standings={name: _standings(name, several, draws, alpha) for name, several in reports.items()},
         differences=tuple(differences),
-        reasons=reasons,
+        reasons=_reasons(reports),
         signatures={name: first.signature(name) for name in first.scores},
         protocol=first.protocol,
         test=test,
@@ -236,7 +245,11 @@ def compare(
         seed=seed,
         alpha=alpha,
         clips=first.scored,
-        notes=(*_notes(first), *(f"{name}: {note}" for name, several in reports.items() for note in _own(several))),
+        notes=(
+            *_notes(first),
+            *_about_seeds(seeds),
+            *(f"{name}: {note}" for name, several in reports.items() for note in _own(several)),
+        ),
     )
 
 
@@ -301,9 +314,13 @@ def check_alike(systems: Mapping[str, Sequence[ScoreReport]]) -> None:
     Raises:
         ScoringError: they were not; what differs is named.
     """
-    flat = [(name, report) for name, several in systems.items() for report in several]
-    first_name, first = flat[0]
-    for name, report in flat[1:]:
+    flat = {
+        name if len(several) == 1 else f"{name} (number {number} of {len(several)})": report
+        for name, several in systems.items()
+        for number, report in enumerate(several, start=1)
+    }
+    (first_name, first), *others = flat.items()
+    for name, report in others:
         both = [metric for metric in first.scores if None not in (first.scores[metric], report.scores.get(metric))]
         for what, one, other in (
             ("references", first.references_sha256[:8], report.references_sha256[:8]),
@@ -315,14 +332,28 @@ def check_alike(systems: Mapping[str, Sequence[ScoreReport]]) -> None:
         ):
             if one != other:
                 raise ScoringError(f"{first_name} and {name} were not scored alike: {what}: {one} against {other}")
-        apart = sorted(first.per_clip.keys() ^ report.per_clip.keys())
+    check_clips({name: report.per_clip for name, report in flat.items()})
+
+
+def check_clips(captioned: Mapping[str, Collection[str]]) -> None:
+    """Systems can be compared on the same clips, of which there must be two.
+
+    Args:
+        captioned: ids of what is scored, by what to call it.
+
+    Raises:
+        ScoringError: they are others; which is said.
+    """
+    (first_name, first), *others = captioned.items()
+    for name, ids in others:
+        apart = sorted(set(first) ^ set(ids))
         if apart:
             more = f" and {len(apart) - 10} more" if len(apart) > 10 else ""
             raise ScoringError(
                 f"{first_name} and {name} were scored on other clips: {len(apart)} are of one of them only: "
                 f"{', '.join(apart[:10])}{more}. Try: --missing empty, which leaves no clip out"
             )
-    if first.scored < 2:
+    if len(first) < 2:
         raise ScoringError("compare: expected at least two clips, got one: nothing can be said of others by it")
 
 
@@ -457,6 +488,8 @@ def examples(
 ) -> tuple[Example, ...]:
     """The clips where a system does most better than another, and then those where it does most worse.
 
+    Of a score of which neither more nor less is better: where it has most more, and most less.
+
     Args:
         systems: see :func:`compare`.
         references: of all clips.
@@ -467,9 +500,11 @@ def examples(
     """
     reports = {name: _several(systems[name]) for name in (system, baseline)}
     apart = clip_differences(reports[system], reports[baseline], metric)
-    ordered = sorted(apart, key=lambda clip_id: -apart[clip_id])
-    better = [clip_id for clip_id in ordered[:count] if apart[clip_id] > 0]
-    worse = [clip_id for clip_id in ordered[::-1][:count] if apart[clip_id] < 0]
+    (module,) = find_metrics([metric])
+    sign = direction(module) or 1
+    ordered = sorted(apart, key=lambda clip_id: -sign * apart[clip_id])
+    better = [clip_id for clip_id in ordered[:count] if sign * apart[clip_id] > 0]
+    worse = [clip_id for clip_id in ordered[::-1][:count] if sign * apart[clip_id] < 0]
     return tuple(
         Example(
             clip_id=clip_id,
@@ -515,9 +550,36 @@ def _standings(
 def _notes(report: ScoreReport) -> list[str]:
     whole = [name for module in find_metrics(report.scores) if is_of_the_set(module) for name in _names(module)]
     notes = [f"{', '.join(whole)}: of the set of captions as a whole, hence not tested"] if whole else []
-    if report.scored < FEW_CLIPS:
-        notes.append(f"{report.scored} clips are few: intervals are too narrow, and p values too small")
-    return notes
+    return [*notes, *about_few(report.scored, ", and p values too small")]
+
+
+def about_few(clips: int, more: str = "") -> list[str]:
+    """What to say below intervals that were made of few clips; nothing of enough."""
+    return [f"{clips} clips are few: intervals are too narrow{more}"] if clips < FEW_CLIPS else []
+
+
+def _about_seeds(seeds: Mapping[str, int]) -> list[str]:
+    few = [f"{name} {count}" for name, count in seeds.items() if 1 < count < FEW_SEEDS]
+    if not few:
+        return []
+    return [f"fewer than {FEW_SEEDS} seeds ({', '.join(few)}): intervals are wide, and may leave the scale"]
+
+
+def _reasons(systems: Mapping[str, Sequence[ScoreReport]]) -> dict[str, str]:
+    """Why a score is missing, by its name; and of which systems, where it is not all that lack it for one reason."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for system, several in systems.items():
+        for report in several:
+            for metric, reason in report.reasons.items():
+                found.setdefault(metric, {}).setdefault(reason, []).append(system)
+    total = sum(map(len, systems.values()))
+    return {
+        metric: "; ".join(
+            reason if len(lacking) == total else f"{', '.join(dict.fromkeys(lacking))}: {reason}"
+            for reason, lacking in by_reason.items()
+        )
+        for metric, by_reason in found.items()
+    }
 
 
 def _own(reports: Sequence[ScoreReport]) -> list[str]:

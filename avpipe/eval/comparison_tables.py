@@ -12,7 +12,9 @@ from avpipe.eval.tables import Cell, Table, interval, number
 MARK = "*"
 
 
-def scores_table(comparison: Comparison, *, percent: bool = False, for_terminal: bool = False) -> Table:
+def scores_table(
+    comparison: Comparison, *, percent: bool = False, for_terminal: bool = False, notes: Sequence[str] = ()
+) -> Table:
     """Every score of every system, with its interval; the best in bold, and a mark where a system differs from the
     baseline.
 
@@ -20,6 +22,7 @@ def scores_table(comparison: Comparison, *, percent: bool = False, for_terminal:
         comparison: what to show.
         percent: times 100, as papers print.
         for_terminal: narrow: a row a metric, and intervals below their scores, instead of a row a system.
+        notes: lines to stand below; :func:`scores_notes`.
     """
     metrics = list(comparison.signatures)
     best = {metric: _best(comparison.standings, metric) for metric in metrics}
@@ -39,9 +42,16 @@ def scores_table(comparison: Comparison, *, percent: bool = False, for_terminal:
     rows: list[list[Cell | str]]
     if for_terminal:
         rows = [[metric, *(cell(system, metric) for system in seeds)] for metric in metrics]
-        return Table(header=["metric", *seeds.values()], rows=rows)
+        return Table(header=["metric", *seeds.values()], rows=rows, notes=notes)
     rows = [[shown, *(cell(system, metric) for metric in metrics)] for system, shown in seeds.items()]
-    return Table(header=["system", *metrics], rows=rows)
+    return Table(header=["system", *metrics], rows=rows, notes=notes)
+
+
+def scores_notes(comparison: Comparison) -> list[str]:
+    """Lines to print below the scores where the tests stand elsewhere: what brackets and marks mean, the protocol."""
+    marks = f"; {MARK} differs from {comparison.baseline}, p (Holm) < {comparison.alpha:g}"
+    brackets = f"brackets: intervals that hold {100 * (1 - comparison.alpha):g} %"
+    return [brackets + (marks if comparison.baseline else ""), comparison.protocol]
 
 
 def differences_table(comparison: Comparison, *, percent: bool = False, notes: Sequence[str] = ()) -> Table:
@@ -56,7 +66,7 @@ def differences_table(comparison: Comparison, *, percent: bool = False, notes: S
             f"{number(each.difference, percent=times, signed=True)}\n{within}",
             Cell(f"{each.p_holm:.4f}{MARK if each.significant else ''}", bold=each.significant),
             number(each.detectable, percent=times),
-            f"{each.wins}/{each.ties}/{each.losses}",
+            "" if each.wins is None else f"{each.wins}/{each.ties}/{each.losses}",
         ]
 
     systems = f"system - {comparison.baseline}" if comparison.baseline else "systems"
@@ -82,7 +92,8 @@ def long_table(comparison: Comparison, *, percent: bool = False) -> Table:
             tests = [each for each in comparison.differences if (each.system, each.metric) == (system, metric)]
             for each in tests:
                 shown = digits(each.difference, each.low, each.high)
-                p, counts = [repr(each.p), repr(each.p_holm)], [str(each.wins), str(each.ties), str(each.losses)]
+                p = [repr(each.p), repr(each.p_holm)]
+                counts = ["" if count is None else str(count) for count in (each.wins, each.ties, each.losses)]
                 rows.append([*own, each.baseline, *shown, *p, *digits(each.detectable), *counts, *said])
             if not tests:
                 rows.append([*own, *[""] * 10, *said])
@@ -116,7 +127,13 @@ def example_lines(examples: Sequence[Example], *, percent: bool = False) -> list
         for system, captions in each.captions.items():
             lines += [f"  {system}: {caption}" for caption in captions]
         lines += [f"  reference: {reference}" for reference in each.references]
-    return lines
+    return [_one_line(line) for line in lines]
+
+
+def _one_line(text: str) -> str:
+    """A line break in a reference would end the comment that it stands in."""
+    words = text.lstrip(" ")
+    return " " * (len(text) - len(words)) + " ".join(words.split())
 
 
 def _best(standings: Mapping[str, Mapping[str, Standing]], metric: str) -> float | None:

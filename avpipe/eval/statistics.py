@@ -22,23 +22,32 @@ Both are two-sided, and the 1 counts what was observed as one of the resamples, 
 Mathur and Baldwin, "Randomized Significance Tests in Machine Translation", WMT 2014, found very little difference in
 how often such tests agree with people.
 
+The interval of a difference is of percentiles, p of shifted differences. Where what is drawn is skewed or, as of BLEU,
+off the observed score on average, they may disagree about a difference near the level: p is the test.
+
 **Seeds.** With one checkpoint a system, the claim is about these checkpoints on clips like these. With several, trained
 alike but for the seed, it is about the training: another seed would give another checkpoint. Resampling is then
 hierarchical, clips and seeds. Clips are drawn as above. Three or five seeds cannot be drawn from one another: three
 have ten different resamples, whose variance is too small by a third, and the test would cry wolf (measured:
 benchmarks/significance.py). So seeds are drawn from a normal distribution, whose variance is not known and drawn too
-(a generalised confidence interval of variance components: Tsui and Weerahandi, 1989; Weerahandi, 1993). For a resample,
-with m_s the corpus score of a checkpoint, S its system's number of seeds, nu = sum (S - 1) over the systems, and v that
-part of the scores' variance about their system's mean that is due to the choice of clips (from the bootstrap)::
+(a generalised confidence interval of variance components: Tsui and Weerahandi, 1989; Weerahandi, 1993). Of a
+difference, that variance is estimated from its two systems alone, each by itself, with the degrees of freedom nu of
+Welch ("The Generalization of 'Student's' Problem ...", 1947) and Satterthwaite (1946). With s the standard deviation
+over a system's S seeds, v that part of s^2 that is due to the choice of clips (from the bootstrap), and sums over the
+two systems::
 
-    w        = sum (m_s - mean of its system)^2 / chi^2(nu)       plausible variance of checkpoints of one system
-    resample = mean of the seeds' scores on the drawn clips + normal(0, max(0, w - v) / S)
+    nu       = (sum s^2 / S)^2 / sum (s^2 / S)^2 / (S - 1)
+    w        = nu (sum s^2 / S) / chi^2(nu)                       plausible variance of the difference
+    resample = difference of the means over seeds on the drawn clips + normal(0, max(0, w - sum v / S))
 
-Without effects of clips that is Student's t test with nu degrees of freedom; v is taken off because the drawn clips
-bring it in already. Assumed: seeds make scores differ normally, and by as much in every system. So systems may have
-different numbers of seeds, and one that has a single seed is taken to vary as the others do. Where that is not so,
-equal numbers of seeds still keep false alarms at 5 %; with three and five they were 9 % where the system of three
-varied four times as much, and 3 % the other way round (measured there too).
+Without effects of clips that is Welch's t test; v is taken off because the drawn clips bring it in already. Systems may
+vary by different amounts and have different numbers of seeds, and what other systems there are changes nothing. The
+interval of one system's score is the same with a sum of one term, so nu = S - 1: of two seeds it may be wider than the
+scale. Assumed: seeds make scores differ normally.
+
+A system with a single seed says nothing of how seeds vary. Its own interval is over clips only; in a difference it is
+taken to vary as the other system does (nu is that one's S - 1). Where that is not so, the test is wrong: too often
+significant if the single one varies more, too seldom if it varies less.
 """
 
 from __future__ import annotations
@@ -55,8 +64,8 @@ Floats = npt.NDArray[np.float64]
 POWER = 0.8
 """With which the smallest detectable difference would be detected."""
 
-_BLOCK = 4_000_000
-"""Drawn clips at a time: 32 MB of each of a few arrays, however many clips and resamples there are."""
+_BLOCK = 1_000_000
+"""Drawn clips at a time: 8 MB of each of a few arrays, however many clips and resamples there are."""
 
 _SAME = 1e-12
 """Differences that differ by less, relative to the scores, are the same: sums depend on the order of their terms."""
@@ -106,19 +115,23 @@ class Draws:
     Attributes:
         point: the corpus scores, means over seeds: ``(names,)``.
         on_clips: means over the seeds on drawn clips, ``(resamples, names)``.
-        by_seeds: what other seeds would add, likewise; 0 where no system has several.
-        variance_of_seeds: the estimated variance of ``point`` that is due to the seeds alone, ``(names,)``.
+        seeds: how many.
+        variance: of the corpus scores over seeds, ``(names,)``; 0 of a single one.
+        variance_by_clips: that part of it which is due to the choice of clips.
+        random_seed: of the random numbers.
     """
 
     point: Floats
     on_clips: Floats
-    by_seeds: Floats
-    variance_of_seeds: Floats
+    seeds: int
+    variance: Floats
+    variance_by_clips: Floats
+    random_seed: int
 
     @property
     def resampled(self) -> Floats:
-        """Corpus scores with other clips and other seeds, ``(resamples, names)``."""
-        return self.on_clips + self.by_seeds
+        """Corpus scores with other clips and, where there are several, other seeds, ``(resamples, names)``."""
+        return self.on_clips + _other_seeds([self])[0]
 
     def interval(self, alpha: float = 0.05) -> tuple[Floats, Floats]:
         """Percentile interval of the corpus scores, lower and upper end: ``(names,)``."""
@@ -127,13 +140,13 @@ class Draws:
 
 
 def bootstrap(systems: Sequence[Sample], *, resamples: int = 10_000, seed: int = 0) -> list[Draws]:
-    """Resample clips, the same for all systems, and seeds, for each system anew.
+    """Resample clips, the same for all systems.
 
     Args:
-        systems: of the same metric and the same clips in the same order. How much seeds matter is judged from all of
-            them together.
+        systems: of the same metric and the same clips in the same order. What is drawn of one does not depend on the
+            others.
         resamples: how many.
-        seed: of the random numbers. Clips are drawn alike whatever the systems are.
+        seed: of the random numbers.
 
     Raises:
         ValueError: there is none, or they differ in their numbers of clips.
@@ -144,54 +157,57 @@ def bootstrap(systems: Sequence[Sample], *, resamples: int = 10_000, seed: int =
 def bootstrap_metrics(
     metrics: Sequence[Sequence[Sample]], *, resamples: int = 10_000, seed: int = 0
 ) -> list[list[Draws]]:
-    """:func:`bootstrap` of several metrics, with the same clips drawn for all: one matrix product."""
+    """:func:`bootstrap` of several metrics, with the same clips drawn for all."""
     samples = [system for systems in metrics for system in systems]
     clips = _clips(samples)
-    checkpoints = [(sample.score, values) for sample in samples for values in sample.values]
-    columns = np.concatenate([values for _, values in checkpoints], axis=1)
-    ends = np.cumsum([values.shape[1] for _, values in checkpoints])[:-1]
-    blocks: list[list[Floats]] = [[] for _ in checkpoints]
+    # One product a system: how digits are rounded depends on how wide the matrices are.
+    columns = [np.concatenate(list(sample.values), axis=1) for sample in samples]
+    blocks: list[list[Floats]] = [[] for _ in samples]
     for counts in _drawn_clips(clips, resamples, seed):
-        for scores, (score, _), sums in zip(blocks, checkpoints, np.split(counts @ columns, ends, axis=1), strict=True):
-            scores.append(score(sums))
-    whole = map(np.concatenate, blocks)
-    return [
-        _with_seeds(systems, [np.stack([next(whole) for _ in range(system.seeds)], axis=1) for system in systems], seed)
-        for systems in metrics
-    ]
+        for sample, own, scores in zip(samples, columns, blocks, strict=True):
+            of_seeds = np.split(counts @ own, sample.seeds, axis=1)
+            scores.append(np.stack([sample.score(sums) for sums in of_seeds], axis=1))
+    drawn = iter([_drawn(sample, np.concatenate(own), seed) for sample, own in zip(samples, blocks, strict=True)])
+    return [[next(drawn) for _ in systems] for systems in metrics]
 
 
-def _with_seeds(systems: Sequence[Sample], on_clips: Sequence[Floats], seed: int) -> list[Draws]:
-    """Add what other seeds would change; see the head of the module.
+def _drawn(system: Sample, on_clips: Floats, seed: int) -> Draws:
+    """Of scores on drawn clips, ``(resamples, seeds, names)``."""
+    observed, means = system.observed(), on_clips.mean(axis=1)
+    apart = observed - observed.mean(axis=0)
+    moved = (on_clips - means[:, None]) - apart  # what drawn clips change in how the seeds differ
+    freedom = max(system.seeds - 1, 1)
+    return Draws(
+        point=observed.mean(axis=0),
+        on_clips=means,
+        seeds=system.seeds,
+        variance=(apart**2).sum(axis=0) / freedom,
+        variance_by_clips=(moved**2).sum(axis=1).mean(axis=0) / freedom,
+        random_seed=seed,
+    )
 
-    Args:
-        systems: of one metric.
-        on_clips: their scores on drawn clips, of each ``(resamples, seeds, names)``.
-        seed: of the random numbers.
+
+def _other_seeds(systems: Sequence[Draws]) -> tuple[Floats, Floats]:
+    """What other seeds would change in the score of a system, or in the difference of two; see the module's head.
+
+    Returns:
+        Resamples of the change, ``(resamples, names)``, and its estimated variance, ``(names,)``.
     """
-    rng = np.random.default_rng([seed, 1])
-    observed = [system.observed() for system in systems]
-    points = [scores.mean(axis=0) for scores in observed]
-    means = [scores.mean(axis=1) for scores in on_clips]
-    freedom = sum(system.seeds - 1 for system in systems)
-    squares, by_clips = np.zeros_like(points[0]), np.zeros_like(points[0])
-    plausible = np.zeros_like(means[0])
-    if freedom:
-        for own, point, scores, mean in zip(observed, points, on_clips, means, strict=True):
-            squares += ((own - point) ** 2).sum(axis=0)
-            moved = (scores - mean[:, None]) - (own - point)  # what drawn clips change in how the seeds differ
-            by_clips += (moved**2).sum(axis=1).mean(axis=0) / freedom
-        plausible = np.maximum(squares / rng.chisquare(freedom, (len(plausible), 1)) - by_clips, 0)
-    variance = np.maximum(squares / max(freedom, 1) - by_clips, 0)
-    return [
-        Draws(
-            point=point,
-            on_clips=mean,
-            by_seeds=rng.standard_normal((len(mean), 1)) * np.sqrt(plausible / system.seeds),
-            variance_of_seeds=variance / system.seeds,
-        )
-        for system, point, mean in zip(systems, points, means, strict=True)
-    ]
+    several = [system for system in systems if system.seeds > 1]
+    if not several:
+        return np.zeros_like(systems[0].on_clips), np.zeros_like(systems[0].point)
+    # A single seed is taken to vary as those of the other system.
+    shares = [sum(1 / each.seeds for each in systems if each is system or each.seeds == 1) for system in several]
+    own = [share * system.variance for share, system in zip(shares, several, strict=True)]
+    by_clips = sum(share * system.variance_by_clips for share, system in zip(shares, several, strict=True))
+    total = np.sum(own, axis=0)
+    parts = [np.divide(each, total, out=np.full_like(total, 1 / len(own)), where=total > 0) for each in own]
+    freedom = 1 / np.sum([part**2 / (system.seeds - 1) for part, system in zip(parts, several, strict=True)], axis=0)
+    rng = np.random.default_rng([several[0].random_seed, 1])
+    normal = rng.standard_normal((len(several[0].on_clips), 1))
+    chi = rng.chisquare(freedom, (len(normal), len(total)))
+    plausible = np.maximum(freedom * total / chi - by_clips, 0)
+    return normal * np.sqrt(plausible), np.maximum(total - by_clips, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -216,6 +232,8 @@ class Contrast:
 def contrast(system: Draws, other: Draws, alpha: float = 0.05) -> Contrast:
     """Compare two systems by their resampled scores (the paired bootstrap).
 
+    How much seeds matter is judged from these two alone.
+
     The smallest difference that a test at level alpha would detect with a power of 80 %, had the systems that
     difference, and the spread that is observed::
 
@@ -233,11 +251,13 @@ def contrast(system: Draws, other: Draws, alpha: float = 0.05) -> Contrast:
         alpha: 1 - alpha is the coverage of the interval.
     """
     difference = system.point - other.point
-    resampled = system.resampled - other.resampled
+    on_clips = system.on_clips - other.on_clips
+    by_seeds, variance_of_seeds = _other_seeds([system, other])
+    resampled = on_clips + np.where(difference < 0, -1, 1) * by_seeds  # so that swapping both negates every digit
     low, high = np.quantile(resampled, [alpha / 2, 1 - alpha / 2], axis=0)
     away = np.abs(resampled - difference)
     # Not the variance of all draws: with few seeds their tails are so long that it has none.
-    variance = (system.on_clips - other.on_clips).var(axis=0) + system.variance_of_seeds + other.variance_of_seeds
+    variance = on_clips.var(axis=0) + variance_of_seeds
     return Contrast(
         difference=difference,
         low=low,

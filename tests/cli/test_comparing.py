@@ -17,6 +17,7 @@ from avpipe.api.comparing import named_systems
 from avpipe.data_manifests import manifest
 from avpipe.eval.comparison import compare
 from avpipe.pipeline.errors import UnknownNameError, UsageError
+from avpipe.pipeline.files import sha256
 from avpipe.pipeline.workspace import Workspace
 from avpipe.train import checkpoint
 from tests.cli import sweep_toys as toys
@@ -38,6 +39,17 @@ def files(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def change_config(run: Path, **train: Any) -> None:
+    """Let a run's checkpoint say that it was trained with other settings of ``train``."""
+    path = run / "checkpoints" / "best" / checkpoint.CONFIG_FILE
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["run"]["train"] |= train
+    path.write_text(json.dumps(values), encoding="utf-8")
+    whole = path.with_name(checkpoint.COMPLETE_FILE)
+    sums = json.loads(whole.read_text(encoding="utf-8"))
+    whole.write_text(json.dumps({**sums, path.name: sha256(path)}), encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Runs of a sweep: one that was trained, and copies of it of which one captions otherwise. Not to be written to."""
@@ -51,6 +63,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
         api.captions_of(workspace, "toys-concat-seed0", split)
     for name in ("toys-concat-seed1", "toys-lr=1,2-seed0", "toys-lr=1,2-seed1", "plain"):
         shutil.copytree(workspace.run("toys-concat-seed0"), workspace.run(name))
+        change_config(workspace.run(name), seed=int(name.endswith("seed1")))
     captions = workspace.run("plain") / "captions" / "test.json"
     other = [{**row, "caption": "a red thing"} for row in json.loads(captions.read_text(encoding="utf-8"))]
     captions.write_text(json.dumps(other), encoding="utf-8")
@@ -99,12 +112,18 @@ def test_forms_for_papers(avpipe: Avpipe, files: Path, form: str, start: str) ->
     words = (files / "base.json", files / "ours.json", "--references", files / "references.json", *QUICK)
     said = avpipe("compare", *words, "--format", form, "--percent", "--examples", 1)
     assert said.out.startswith(start)
-    assert "clip0: CIDEr" in said.out or "clip1: CIDEr" in said.out
+    before = {"markdown": "    ", "latex": "% "}[form]
+    examples = said.out[said.out.index(": CIDEr") :].splitlines()[1:]
+    assert f"{before}clip" in said.out
+    assert examples
+    assert all(line.startswith(before) for line in examples)
+    first, _ = said.out.replace("\\%", "%").split("difference", 1)
+    assert "brackets: intervals that hold 95 %; " in first  # below the scores, not only below the differences
 
 
 def test_csv_is_one_table(avpipe: Avpipe, files: Path) -> None:
     words = (files / "base.json", files / "ours.json", "--references", files / "references.json", *QUICK)
-    said = avpipe("compare", *words, "--format", "csv", "--examples", 2, "--baseline", "ours")
+    said = avpipe("compare", *words, "--format", "csv", "--baseline", "ours")
     rows = list(csv.DictReader(io.StringIO(said.out)))
     assert len(rows) == 2 * 5
     assert {(row["system"], row["baseline"]) for row in rows} == {("base", "ours"), ("ours", "")}
@@ -141,6 +160,14 @@ def test_a_picture_is_drawn(avpipe: Avpipe, files: Path) -> None:
         ("base.json ours.json --references references.json --alpha 5", 2, "expected a level between 0 and 1"),
         ("base.json ours.json --references references.json --metrics cidre", 2, "unknown metric 'cidre'"),
         ("base.json ours.json --references references.json -s tset", 2, "unknown split 'tset'"),
+        ("base.json ours.json --references references.json -s train", 2, "expected val or test, got train"),
+        ("base.json ours.json --references references.json -s val", 2, "got files of predictions only"),
+        ("base.json ours.json --references references.json --metrics ,", 2, "--metrics: expected names, several by"),
+        ("base.json ours.json --references references.json --json --format latex", 2, "got --format latex, too"),
+        ("base.json ours.json --references references.json --format csv --examples 1", 2, "a table for programs"),
+        ("base.json ours.json --references references.json --idf nosuch.json", 1, "nosuch.json"),
+        ("base.json ours.json --references references.json --idf train", 2, "idf=train: expected a run"),
+        ("base.json ours.json --references references.json --intersect ours.txt", 1, "none of its 1 ids is one of a"),
         ("base.json base.json --references references.json", 2, "two systems are called 'base'"),
         (
             "base.json x=base.json --references references.json",
@@ -158,6 +185,7 @@ def test_a_picture_is_drawn(avpipe: Avpipe, files: Path) -> None:
 def test_one_clear_message(
     avpipe: Avpipe, files: Path, monkeypatch: pytest.MonkeyPatch, words: str, status: int, message: str
 ) -> None:
+    (files / "ours.txt").write_text("nobody\n", encoding="utf-8")
     (files / "few.json").write_text(json.dumps({"clip0": "a dog"}), encoding="utf-8")
     (files / "other.json").write_text((files / "ours.json").read_text(encoding="utf-8"), encoding="utf-8")
     monkeypatch.chdir(files)
@@ -232,6 +260,88 @@ def test_a_look_at_val_is_not_noted_and_scores_are_those_of_score(avpipe: Avpipe
     assert not (used.run("plain") / "test_access.log").exists()
 
 
+def is_looked_at(workspace: Workspace) -> bool:
+    return any((workspace.run(run) / "test_access.log").exists() for run in workspace.runs())
+
+
+def test_what_cannot_be_compared_is_no_look(avpipe: Avpipe, used: Workspace, tmp_path: Path) -> None:
+    clips = {row["image_id"] for row in json.loads((used.run("plain") / "captions" / "test.json").read_text("utf-8"))}
+    few = tmp_path / "few.json"
+    few.write_text(json.dumps({min(clips): "a red thing"}), encoding="utf-8")
+    (tmp_path / "ids.txt").write_text("nobody\n", encoding="utf-8")
+    shutil.rmtree(used.run("toys-concat-seed1") / "checkpoints")
+    for words, message in (
+        (("plain", "toys-concat-seed1"), "toys-concat-seed1"),
+        (("plain", few), "2 clips have no caption"),
+        (("plain", few, "--missing", "drop"), f"plain and {few} were scored on other clips: 2 are of one of them only"),
+        (("plain", "toys-concat-seed0", "--idf", tmp_path / "nosuch.json"), "nosuch.json"),
+        (("plain", "toys-concat-seed0", "--intersect", tmp_path / "ids.txt"), "none of its 1 ids is one of a clip"),
+        (("plain", "toys-concat-seed0", "-s", "train"), "expected val or test, got train"),
+    ):
+        said = avpipe("compare", *words, *QUICK, "-w", used.root)
+        assert said.status in (1, 2)
+        assert message in said.err
+    assert not is_looked_at(used)
+    assert avpipe("compare", "plain", "toys-concat-seed0", *QUICK, "-w", used.root).status == 0
+    assert is_looked_at(used)
+
+
+def test_a_look_is_noted_whatever_the_references_are_from(avpipe: Avpipe, used: Workspace, tmp_path: Path) -> None:
+    rows = json.loads((used.run("plain") / "captions" / "test.json").read_text(encoding="utf-8"))
+    # Of two of the three clips: what runs say of the third is left out.
+    references = {row["image_id"]: ["a red thing", "something"] for row in rows[:2]}
+    (tmp_path / "refs.json").write_text(json.dumps(references), encoding="utf-8")
+    words = ("--references", tmp_path / "refs.json", *QUICK, "--json", "-w", used.root)
+    said = avpipe("compare", "plain", "toys-concat-seed0", *words)
+    assert json.loads(said.out)["protocol"].startswith("n:2/2|refs:2|split:refs@")
+    assert is_looked_at(used)
+
+
+def test_runs_that_are_no_seeds_of_one_system_are_refused(avpipe: Avpipe, used: Workspace) -> None:
+    change_config(used.run("toys-concat-seed1"), seed=0)
+    said = avpipe("compare", "plain", "ours=toys-concat-*", *QUICK, "-w", used.root)
+    assert (said.status, said.out) == (2, "")
+    assert "toys-concat-seed0 and toys-concat-seed1 both have train.seed=0" in said.err
+    change_config(used.run("toys-concat-seed1"), seed=1, lr=0.5)
+    said = avpipe("compare", "plain", "ours=toys-concat-*", *QUICK, "-w", used.root)
+    assert said.status == 2
+    assert "expected runs that differ in their seed alone" in said.err
+    assert "toys-concat-seed0 and toys-concat-seed1 differ in train.lr: 0.002 and 0.5. Try" in said.err
+    assert not is_looked_at(used)
+    # What changes no weight may differ, and what each seed starts from; as systems of their own they are compared.
+    change_config(used.run("toys-concat-seed1"), lr=0.002, log_every=7, init_from="first-seed1")
+    assert avpipe("compare", "plain", "ours=toys-concat-*", *QUICK, "-w", used.root).status == 0
+
+
+def test_word_weights_and_clips_are_chosen_as_for_score(avpipe: Avpipe, used: Workspace, tmp_path: Path) -> None:
+    rows = json.loads((used.run("plain") / "captions" / "test.json").read_text(encoding="utf-8"))
+    (tmp_path / "ids.txt").write_text("".join(f"{row['image_id']}\n" for row in rows[:2]), encoding="utf-8")
+    more = ("--idf", "train", "--intersect", tmp_path / "ids.txt", "--json", "-w", used.root)
+    found = json.loads(avpipe("compare", "plain", "toys-concat-seed0", *QUICK, *more).out)
+    known = json.loads(avpipe("score", "--run", "plain", "--metrics", "cider,bleu", *more).out)
+    assert found["signatures"] == known["signatures"]
+    assert "idf:refs" not in known["signatures"]["CIDEr"]
+    assert found["protocol"].startswith("n:2/2|refs:2|split:test-within-ids@")
+    assert {name: each["score"] for name, each in found["standings"]["plain"].items()} == known["scores"]
+    assert "2 of the 2 ids in ids.txt are clips here" in found["notes"]
+
+
+def test_word_weights_of_files_are_counted_in_a_file(avpipe: Avpipe, files: Path) -> None:
+    other = {str(number): [f"a dog {word}"] for number, word in enumerate(["barks", "runs", "sits", "sleeps"])}
+    (files / "other.json").write_text(json.dumps(other), encoding="utf-8")
+    words = (files / "base.json", files / "ours.json", "--references", files / "references.json", *QUICK, "--json")
+    plain, found = (json.loads(avpipe("compare", *words, *idf).out) for idf in ((), ("--idf", files / "other.json")))
+    assert "|idf:refs|" in plain["signatures"]["CIDEr"]
+    assert "|idf:refs|" not in found["signatures"]["CIDEr"]
+    assert plain["differences"][0]["difference"] != found["differences"][0]["difference"]
+
+
+def test_examples_are_by_a_score_that_is_tested(avpipe: Avpipe, files: Path) -> None:
+    words = (files / "base.json", files / "ours.json", "--references", files / "references.json", "--examples", 1)
+    said = avpipe("compare", *words, "--metrics", "diversity,rouge_l", "--resamples", 200)
+    assert ": ROUGE_L +" in said.out
+
+
 def test_what_is_mistyped_is_no_look(avpipe: Avpipe, used: Workspace) -> None:
     for words in (["--metrics", "cidre"], ["--baseline", "nobody"], ["--alpha", "2"], ["--plot", "x.doc"]):
         assert avpipe("compare", "plain", "toys-concat-seed0", *words, "-w", used.root).status == 2
@@ -277,7 +387,7 @@ def test_score_gives_intervals_and_forms(avpipe: Avpipe, files: Path) -> None:
     shown = f"[{low:.4f}, {high:.4f}]"
     said = avpipe("score", *words, "--intervals").out
     assert shown in said
-    assert said.splitlines()[-1] == "intervals hold 95 %: bootstrap of the clips, 10,000 resamples, seed 0"
+    assert "intervals hold 95 %: bootstrap of the clips, 10,000 resamples, seed 0" in said.splitlines()
     cider = f"{plain['scores']['CIDEr']:.4f}"
     lines = avpipe("score", *words, "--intervals", "--format", "markdown").out.splitlines()
     assert lines[:3] == [

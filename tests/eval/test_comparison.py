@@ -14,12 +14,22 @@ import pytest
 from rich.console import Console
 
 from avpipe.eval import Scorer
-from avpipe.eval.comparison import Comparison, compare, examples, intervals, samples_of, wins_of
+from avpipe.eval.comparison import (
+    FEW_CLIPS,
+    Comparison,
+    about_few,
+    compare,
+    examples,
+    intervals,
+    samples_of,
+    wins_of,
+)
 from avpipe.eval.comparison_tables import (
     differences_table,
     example_lines,
     footnotes,
     long_table,
+    scores_notes,
     scores_table,
 )
 from avpipe.eval.metric import direction, is_of_the_set, load
@@ -179,9 +189,36 @@ def test_seeds_widen_intervals_and_change_the_claim(reports: Mapping[str, ScoreR
     assert standing.high - standing.low > 1.5 * (high - low)
     assert found.claim == (
         "several seeds (good 2, poor 1): what is claimed is about the trainings, whatever the seed; "
-        "as many seeds of each system would be safer; poor: one seed, taken to vary as the other systems' do"
+        "poor: one seed, whose interval is over clips only, and which in a difference is taken to vary as the other "
+        "system does: if it varies more, p is too small"
     )
     assert "60 clips and of seeds, seed 0" in found.method
+
+
+def test_a_single_seed_has_the_interval_of_its_clips(reports: Mapping[str, ScoreReport]) -> None:
+    seeds = {"good": [reports["good"], reports["fair"]], "poor": reports["poor"]}
+    standing = compare(seeds, resamples=500).standings["poor"]["Bleu_1"]
+    assert (standing.low, standing.high) == intervals(reports["poor"], resamples=500)["Bleu_1"]
+
+
+def test_few_seeds_are_mentioned(reports: Mapping[str, ScoreReport]) -> None:
+    good, fair = reports["good"], reports["fair"]
+    found = compare({"x": [good, fair, good], "y": [good] * 4, "z": fair}, resamples=100)
+    assert "fewer than 4 seeds (x 3): intervals are wide, and may leave the scale" in found.notes
+    assert "between two systems of one seed" not in found.claim
+    alone = compare({"x": good, "y": [good] * 4, "z": fair}, resamples=100)
+    assert not any("fewer than" in note for note in alone.notes)
+    assert alone.claim.endswith("; between two systems of one seed it is about these checkpoints")
+
+
+def test_other_systems_change_no_digit_of_a_test(reports: Mapping[str, ScoreReport]) -> None:
+    good, fair, poor = reports["good"], reports["fair"], reports["poor"]
+    pair = {"x": [good, fair, poor], "y": [fair, poor, poor]}
+    own = compare(pair, resamples=200)
+    more = compare({"a": [good] * 3, **pair, "z": [poor, good]}, baseline="x", resamples=200)
+    among = [each for each in more.differences if each.system == "y"]
+    assert own.differences == tuple(replace(each, p_holm=each.p, significant=each.p < 0.05) for each in among)
+    assert {name: more.standings[name] for name in pair} == own.standings
 
 
 def test_wins_and_examples(reports: Mapping[str, ScoreReport]) -> None:
@@ -217,8 +254,17 @@ def test_a_metric_may_say_that_less_is_better(
     found = compare(reports, resamples=100)
     for one, other in zip(before.differences, found.differences, strict=True):
         turned = word == "lower" and one.metric == "ROUGE_L"
-        assert (other.wins, other.losses) == ((one.losses, one.wins) if turned else (one.wins, one.losses))
         assert other.difference == one.difference
+        if word == "neither" and one.metric == "ROUGE_L":
+            assert (other.wins, other.ties, other.losses) == (None, None, None)
+            continue
+        assert (other.wins, other.losses) == ((one.losses, one.wins) if turned else (one.wins, one.losses))
+    last = [str(row[-1]) for row in differences_table(found).rows if row[0] == "ROUGE_L"]
+    assert all(("/" in text) == bool(sign) for text in last)
+    counts = [row["wins"] for row in csv.DictReader(io.StringIO(long_table(found).csv())) if row["metric"] == "ROUGE_L"]
+    assert any(counts) == bool(sign)
+    shown = examples(reports, REFERENCES, system="fair", baseline="good", metric="ROUGE_L", count=1)
+    assert [each.difference > 0 for each in shown] == ([False, True] if word == "lower" else [True, False])
     cells = {row[0]: row[-1] for row in scores_table(found).rows}
     assert [system for system, cell in cells.items() if cell.bold] == [best] * bool(best)
 
@@ -243,11 +289,18 @@ def lacking(report: ScoreReport) -> ScoreReport:
 def test_a_score_that_one_system_lacks_is_not_tested(reports: Mapping[str, ScoreReport]) -> None:
     found = compare({"good": reports["good"], "fair": lacking(reports["fair"])}, resamples=200)
     assert not found.complete
-    assert found.reasons == {"ROUGE_L": "no Java"}
+    assert found.reasons == {"ROUGE_L": "fair: no Java"}
     assert "ROUGE_L" not in {each.metric for each in found.differences}
     assert found.standings["fair"]["ROUGE_L"].score is None
     assert found.standings["good"]["ROUGE_L"].score == reports["good"].scores["ROUGE_L"]
-    assert "no ROUGE_L: no Java" in footnotes(found)
+    assert "no ROUGE_L: fair: no Java" in footnotes(found)
+
+
+def test_reasons_say_which_systems_lack_a_score(reports: Mapping[str, ScoreReport]) -> None:
+    good, fair = lacking(reports["good"]), replace(lacking(reports["fair"]), reasons={"ROUGE_L": "no time"})
+    assert compare({"x": good, "y": lacking(reports["fair"])}, resamples=100).reasons == {"ROUGE_L": "no Java"}
+    found = compare({"x": good, "y": [fair, fair], "z": reports["poor"]}, resamples=100)
+    assert found.reasons == {"ROUGE_L": "x: no Java; y: no time"}
 
 
 def test_systems_without_any_score_are_told_apart_from_equal_ones(no_java: None) -> None:
@@ -263,6 +316,7 @@ def test_few_clips_are_mentioned() -> None:
     scorer = Scorer({"a": ["a dog"], "b": ["a cat"]}, metrics=["rouge_l"])
     found = compare({"x": scorer.score({"a": "a dog", "b": "a"}), "y": scorer.score({"a": "a", "b": "a cat"})})
     assert "2 clips are few: intervals are too narrow, and p values too small" in found.notes
+    assert about_few(FEW_CLIPS) == []
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
@@ -329,6 +383,12 @@ def test_systems_of_other_clips_are_refused() -> None:
         compare({"good": scorer.score(CAPTIONS["good"]), "fair": scorer.score(few)})
 
 
+def test_which_seed_was_scored_otherwise_is_told(reports: Mapping[str, ScoreReport]) -> None:
+    good = reports["good"]
+    with pytest.raises(ScoringError, match=r"it \(number 1 of 2\) and it \(number 2 of 2\) were not scored alike: tok"):
+        compare({"it": [good, replace(good, tokeniser="none")], "good": good})
+
+
 def test_a_single_clip_is_refused() -> None:
     scorer = Scorer({"a": ["a dog"]}, metrics=["rouge_l"])
     report = scorer.score({"a": "a dog"})
@@ -369,6 +429,30 @@ def test_the_best_is_bold_and_significance_is_marked(compared: Comparison) -> No
     latex = differences_table(compared, notes=footnotes(compared)).latex()
     assert r"CIDEr & poor & $-$" in latex
     assert "% paired bootstrap, 1,000 resamples of 60 clips, seed 0; intervals hold 95 %; p is two-sided" in latex
+
+
+def test_notes_below_the_scores_say_what_marks_mean(compared: Comparison, reports: Mapping[str, ScoreReport]) -> None:
+    text = scores_table(compared, notes=scores_notes(compared)).latex()
+    assert r"% brackets: intervals that hold 95 %; * differs from fair, p (Holm) < 0.05" in text.splitlines()
+    assert f"% {compared.protocol}" in text.splitlines()
+    every = compare(reports, all_pairs=True, resamples=100)
+    assert scores_notes(every)[0] == "brackets: intervals that hold 95 %"
+
+
+def test_p_and_intervals_may_disagree_and_the_method_says_so(
+    compared: Comparison, reports: Mapping[str, ScoreReport]
+) -> None:
+    assert compared.method.endswith("intervals are percentiles of the bootstrap, and p is of shifted differences")
+    exchanged = compare(reports, test="randomisation", resamples=100)
+    assert exchanged.method.endswith("percentiles of the bootstrap, and p is of exchanged captions")
+
+
+def test_a_line_break_in_a_reference_ends_no_line(reports: Mapping[str, ScoreReport]) -> None:
+    broken = {clip_id: ["two\nlines\r\x85more\u2028", *several] for clip_id, several in REFERENCES.items()}
+    found = examples(reports, broken, system="good", baseline="fair", metric="CIDEr", count=1)
+    lines = example_lines(found)
+    assert lines[3] == "  reference: two lines more"
+    assert all(line.splitlines() == [line] for line in lines)
 
 
 def test_the_terminal_shows_all_metrics_in_80_columns(compared: Comparison) -> None:

@@ -122,34 +122,63 @@ def test_holm_by_hand() -> None:
 # -- seeds -------------------------------------------------------------------------------------------------------------
 
 
-def student(difference: float, error: float, freedom: int) -> float:
+def alike(*seeds: float) -> Sample:
+    """Checkpoints whose clips are all alike, so that nothing depends on which are drawn."""
+    return Sample.of_means(np.repeat(np.array(seeds)[:, None, None], 5, axis=1))
+
+
+def student(difference: float, error: float, freedom: float) -> float:
     """Two-sided p of Student's t, by drawing."""
     drawn = np.random.default_rng(0).standard_t(freedom, 400_000)
     return float((abs(drawn) >= abs(difference) / error).mean())
 
 
-def test_seeds_alone_are_a_t_test() -> None:
-    # All clips are alike, so that nothing depends on which are drawn.
-    one, two = [0.50, 0.54, 0.55], [0.46, 0.44, 0.49, 0.45]
-    samples = [Sample.of_means(np.repeat(np.array(scores)[:, None, None], 5, axis=1)) for scores in (one, two)]
-    found = contrast(*bootstrap(samples, resamples=40_000))
-    pooled = (np.var(one) * 3 + np.var(two) * 4) / 5
-    difference, error = np.mean(one) - np.mean(two), math.sqrt(pooled * (1 / 3 + 1 / 4))
+def test_seeds_alone_are_welchs_t_test() -> None:
+    one, two = [0.50, 0.54, 0.55], [0.46, 0.36, 0.49, 0.45]
+    found = contrast(*bootstrap([alike(*one), alike(*two)], resamples=40_000))
+    shares = np.var(one, ddof=1) / 3, np.var(two, ddof=1) / 4
+    freedom = sum(shares) ** 2 / (shares[0] ** 2 / 2 + shares[1] ** 2 / 3)
+    assert 4 < freedom < 5  # neither that of one system nor that of both
+    difference, error = np.mean(one) - np.mean(two), math.sqrt(sum(shares))
     assert found.difference[0] == pytest.approx(difference)
-    assert found.p[0] == pytest.approx(student(difference, error, 5), abs=0.003)
-    wide = np.quantile(np.random.default_rng(1).standard_t(5, 400_000), 0.975) * error
-    assert (found.low[0], found.high[0]) == pytest.approx((difference - wide, difference + wide), abs=0.003)
+    assert found.p[0] == pytest.approx(student(difference, error, freedom), abs=0.003)
+    wide = np.quantile(np.random.default_rng(1).standard_t(freedom, 400_000), 0.975) * error
+    assert (found.low[0], found.high[0]) == pytest.approx((difference - wide, difference + wide), abs=0.004)
 
 
-def test_a_single_seed_is_taken_to_vary_as_the_others_do() -> None:
-    several = Sample.of_means(np.repeat(np.array([0.50, 0.54, 0.58])[:, None, None], 5, axis=1))
-    alone = Sample.of_means(np.full((1, 5, 1), 0.4))
-    first, second = bootstrap([several, alone], resamples=4000)
-    assert first.variance_of_seeds[0] == pytest.approx(0.04**2 / 3)
-    assert second.variance_of_seeds[0] == pytest.approx(0.04**2)
-    assert second.interval()[1][0] - second.interval()[0][0] > 0.2
-    (by_itself,) = bootstrap([alone], resamples=100)
-    assert by_itself.interval() == (np.array([0.4]), np.array([0.4]))
+def test_a_single_seed_is_taken_to_vary_as_the_other_system_does() -> None:
+    several, single, noisy = [0.50, 0.54, 0.58], 0.4, [0.1, 0.5, 0.9]
+    first, alone, third = bootstrap([alike(*several), alike(single), alike(*noisy)], resamples=40_000)
+    found = contrast(alone, first)
+    error = math.sqrt(0.04**2 * (1 + 1 / 3))
+    assert found.p[0] == pytest.approx(student(0.14, error, 2), abs=0.003)
+    assert contrast(alone, third).high[0] - contrast(alone, third).low[0] > 5 * (found.high[0] - found.low[0])
+    # By itself it says nothing of seeds, and with another single one neither.
+    assert alone.interval() == (pytest.approx(single), pytest.approx(single))
+    other = bootstrap([alike(0.3), alike(single)], resamples=100)
+    assert contrast(*other).low[0] == pytest.approx(-0.1)
+    assert contrast(*other).high[0] == pytest.approx(-0.1)
+
+
+def test_the_interval_of_a_system_is_students_of_its_own_seeds() -> None:
+    (drawn, _) = bootstrap([alike(0.50, 0.54, 0.58), alike(0.1, 0.9)], resamples=40_000)
+    wide = np.quantile(np.random.default_rng(1).standard_t(2, 400_000), 0.975) * 0.04 / math.sqrt(3)
+    low, high = drawn.interval()
+    assert (low[0], high[0]) == pytest.approx((0.54 - wide, 0.54 + wide), abs=0.006)
+
+
+def test_what_other_systems_there_are_changes_no_digit_of_a_difference() -> None:
+    rng = np.random.default_rng(3)
+    systems = [
+        Sample.of_means(rng.random((seeds, 30, 2)) + spread * rng.normal(size=(seeds, 1, 1)))
+        for seeds, spread in ((3, 0.3), (2, 0.1), (1, 0.0), (5, 0.0), (4, 3.0))
+    ]
+    for pair in ([0, 1], [1, 2], [0, 3]):
+        own = contrast(*bootstrap([systems[index] for index in pair], resamples=300))
+        every = bootstrap(systems, resamples=300)
+        among = contrast(*(every[index] for index in pair))
+        for what in ("difference", "low", "high", "p", "detectable"):
+            np.testing.assert_array_equal(getattr(own, what), getattr(among, what))
 
 
 def test_what_the_choice_of_clips_does_to_seeds_counts_once() -> None:
@@ -177,6 +206,16 @@ def test_swapping_the_systems_negates_the_difference_and_nothing_else(pairs: lis
     assert (back.low[0], back.high[0]) == pytest.approx((-there.high[0], -there.low[0]), abs=1e-9)
     assert (back.p[0], back.detectable[0]) == pytest.approx((there.p[0], there.detectable[0]))
     assert randomisation([(one, two)], resamples=50)[0] == randomisation([(two, one)], resamples=50)[0]
+
+
+def test_swapping_systems_of_several_seeds_negates_the_difference_and_nothing_else() -> None:
+    rng = np.random.default_rng(6)
+    drawn = bootstrap([Sample.of_means(rng.random((seeds, 20, 3))) for seeds in (2, 3)], resamples=200)
+    there, back = contrast(*drawn), contrast(*drawn[::-1])
+    np.testing.assert_allclose(back.low, -there.high)
+    np.testing.assert_allclose(back.high, -there.low)
+    np.testing.assert_array_equal(back.p, there.p)
+    np.testing.assert_array_equal(back.detectable, there.detectable)
 
 
 @given(scores, st.sampled_from([-4.0, 0.5, 100.0]))
@@ -295,7 +334,49 @@ def test_a_difference_is_no_false_alarm() -> None:
 
 @pytest.mark.parametrize("spread", [0.0, 0.1, 0.4])
 def test_seeds_raise_no_false_alarms(spread: float) -> None:
-    assert alarms(lambda rng: cider_like(rng, 3, spread)) <= within(0.055)[1]
+    # A test that never says anything raises none either.
+    assert 0.01 * EXPERIMENTS < alarms(lambda rng: cider_like(rng, 3, spread)) <= within(0.05)[1]
+
+
+BESIDE = {
+    "a noisy and a quiet system": ((3, 0.4), (3, 0.02)),
+    "a noisy system and another quiet one": ((3, 0.02), (3, 0.02), (3, 1.0)),
+    "two noisy systems among quiet ones": ((3, 0.4), (3, 0.4), (3, 0.0), (5, 0.0)),
+    "a noisy one of five seeds among others": ((5, 0.4), (3, 0.1), (2, 1.0), (1, 0.0)),
+}
+"""Numbers of seeds and their spreads; the first two systems are tested, the clips' luck is 0.07 of their difference."""
+
+
+def several(rng: np.random.Generator, systems: tuple[tuple[int, float], ...], better: float = 0.0) -> list[Sample]:
+    """Equally good systems, but for how much the first is better."""
+    easy = rng.gamma(2, 0.3, CLIPS)
+    made = []
+    for number, (seeds, spread) in enumerate(systems):
+        own = (
+            easy + rng.gamma(1, 0.4, CLIPS) + rng.normal(0, 0.2, (seeds, CLIPS)) + spread * rng.normal(size=(seeds, 1))
+        )
+        made.append(Sample.of_means(own[:, :, None] + (better if number == 0 else 0.0)))
+    return made
+
+
+def alarms_among(systems: tuple[tuple[int, float], ...], better: float = 0.0) -> int:
+    """How often p of the first two is below 5 %."""
+    found = 0
+    for number in range(EXPERIMENTS):
+        drawn = bootstrap(
+            several(np.random.default_rng([13, number]), systems, better), resamples=RESAMPLES, seed=number
+        )
+        found += contrast(drawn[0], drawn[1]).p[0] < 0.05
+    return int(found)
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+def test_systems_of_different_spread_get_the_false_alarms_promised(beside: str) -> None:
+    assert 0.01 * EXPERIMENTS < alarms_among(BESIDE[beside]) <= within(0.05)[1]
+
+
+def test_a_noisy_system_hides_no_difference_of_quiet_ones() -> None:
+    assert alarms_among(((3, 0.02), (3, 0.02), (3, 1.0)), better=0.35) > 0.9 * EXPERIMENTS
 
 
 def test_one_seed_of_a_training_would_raise_them() -> None:
