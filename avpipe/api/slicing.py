@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avpipe.api.places import choose_dataset
-from avpipe.pipeline.errors import UnknownNameError
+from avpipe.api.scoring import check_scored_split, stem_of
 from avpipe.pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -34,12 +34,10 @@ def partitions_of_run(workspace: Workspace, run: str, split: str, names: Sequenc
     """
     from avpipe.data_manifests import manifest
     from avpipe.eval.kinds import check_names, partition
-    from avpipe.pipeline.clip import SPLITS
     from avpipe.train import checkpoint
 
     check_names(names)
-    if split not in SPLITS:
-        raise UnknownNameError("split", split, SPLITS)
+    check_scored_split(split)
     dataset = checkpoint.read(workspace.run(run) / "checkpoints" / "best")[0].dataset
     clips = [clip for clip in manifest.read(workspace.manifest(dataset), splits=[split]).clips if clip.captions]
     facts = _facts(workspace, dataset, {clip.clip_id: clip.captions for clip in clips}, clips, names)
@@ -92,10 +90,9 @@ def slice_run(
         StoreError: they cannot be written.
     """
     from avpipe.eval.slices import SlicedScores
-    from avpipe.pipeline.senses import WHOLE
 
     sliced = SlicedScores.of(report, partitions)
-    sliced.write(workspace.run(run) / "scores", f"{(senses or WHOLE).name_of(report.split)}.slices")
+    sliced.write(workspace.run(run) / "scores", f"{stem_of(report, senses)}.slices")
     return sliced
 
 

@@ -84,6 +84,13 @@ class ScoreReport:
         return not self.reasons
 
     @property
+    def idf(self) -> str:
+        """Where the word weights of its metrics come from, as signatures say: ``"refs"``, the hash of another corpus,
+        or nothing, where no metric has any.
+        """
+        return next((found for version in self.metric_versions.values() if (found := idf_of(version))), "")
+
+    @property
     def protocol(self) -> str:
         """How all scores were made: their signatures, without what tells one metric from another."""
         fewest, most = self.references_per_clip
@@ -157,6 +164,11 @@ class ScoreReport:
         for clip_id, scores in self.per_clip.items():
             writer.writerow([clip_id, *(scores.get(name, "") for name in self.scores), self.captions[clip_id]])
         return text.getvalue()
+
+
+def idf_of(version: str) -> str:
+    """What stands behind ``idf:`` in the version of a metric; nothing where it has no word weights."""
+    return next((part.removeprefix("idf:") for part in version.split("|") if part.startswith("idf:")), "")
 
 
 def table(

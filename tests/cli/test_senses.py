@@ -188,6 +188,55 @@ def test_what_cannot_be_done_is_told_and_is_no_look(
     assert {path for path in learned.root.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--idf nosuch.json", "nosuch.json"),
+        ("--intersect {}/other.txt", "none of its 1 ids is one of a clip"),
+        ("--split train", "unknown split 'train'; known: test, val. Of the training clips"),
+        ("--split train --slices audio", "unknown split 'train'; known: test, val. Of the training clips"),
+        ("--missing drop --run mute", "missing='drop' leaves nothing to score"),
+        ("--run mute", "1 clip has an empty caption: test0"),
+    ],
+)
+def test_what_stops_the_scoring_is_no_look(
+    avpipe: Avpipe, used: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, message: str
+) -> None:
+    """Captions may be made, but nobody has seen a score."""
+    (tmp_path / "other.txt").write_text("nobody", encoding="utf-8")
+    if "mute" in words:
+        some = "" if "drop" in words else "a red square"
+        said_by = {clip_id: some if i else "" for i, clip_id in enumerate(facts(used))}
+        monkeypatch.setattr("avpipe.api.scoring.captions_of", lambda *args, **more: said_by)
+        words = words.replace("mute", "both")
+    options = ("--run", "both", *words.format(tmp_path).split(), "--metrics", "cider", "-w", used.root)
+    said = avpipe("score", *options)
+    assert (said.status in (1, 2), said.out) == (True, "")
+    assert message in said.err
+    assert looks(used) == []
+
+
+def test_scores_by_another_corpus_lie_beside_the_others(avpipe: Avpipe, used: Workspace, tmp_path: Path) -> None:
+    options = ("score", "--run", "both", *CIDER, "--json", "-w", used.root)
+    said_of(avpipe(*options))
+    scores = used.run("both") / "scores"
+    before = {path: path.read_bytes() for path in scores.iterdir()}
+    more = ("--idf", "train", "--slices", "length")
+    report = said_of(avpipe(*options, *more))
+    assert {path: path.read_bytes() for path in before} == before
+    (stem,) = {path.name.partition(".")[2].partition(".")[0] for path in scores.iterdir() if path not in before}
+    assert f"|{stem.replace('idf-', 'idf:')}|" in report["signatures"]["CIDEr"]
+    (tmp_path / "c.json").write_text(json.dumps({"x": ["a red square"]}), encoding="utf-8")
+    of_file = said_of(avpipe(*options, "--idf", tmp_path / "c.json"))
+    assert of_file["scores"]["CIDEr"] != report["scores"]["CIDEr"]
+    said_of(avpipe(*options, "--idf", "train", "--drop", "audio"))
+    assert (scores / f"test.without-audio.{stem}.json").exists()
+    said_of(avpipe(*options, "--idf", "train", "--senses"))
+    assert (scores / f"test.{stem}.senses.csv").exists()
+    assert (scores / f"test.{stem}.slices.csv").exists()
+    assert {path: path.read_bytes() for path in before} == before
+
+
 # -- slices ------------------------------------------------------------------------------------------------------------
 
 
