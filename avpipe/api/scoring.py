@@ -135,6 +135,7 @@ def score_senses(
     intersect: Path | None = None,
     idf: str | None = None,
     seed: int = 0,
+    with_intervals: bool = False,
 ) -> SideBySide:
     """Score a run as it is, without each of its modalities, and with each of them of another clip.
 
@@ -142,7 +143,7 @@ def score_senses(
     as by :func:`score_run`.
 
     Args:
-        workspace: see :func:`score_run`, as for all but ``seed``.
+        workspace: see :func:`score_run`, as for all but the last two.
         run: its name.
         split: which clips.
         metrics: by name; default: all.
@@ -150,6 +151,7 @@ def score_senses(
         intersect: a list of ids.
         idf: what CIDEr counts in.
         seed: of the exchanges.
+        with_intervals: intervals and tests of the differences, too, where there are two clips or more.
 
     Raises:
         UsageError: the run has one modality only; and see :func:`score_run`.
@@ -167,7 +169,9 @@ def score_senses(
 
     plan = _Plan(split=split, metrics=metrics, missing=missing, intersect=intersect, idf=idf)
     reports = _score_each(workspace, run, plan, all_of)
-    table = SideBySide({senses.label: report for senses, report in zip(tried, reports, strict=True)})
+    table = SideBySide.of(
+        {senses.label: report for senses, report in zip(tried, reports, strict=True)}, with_intervals=with_intervals
+    )
     table.write(workspace.run(run) / "scores", f"{stem_of(reports[0])}.senses")
     return table
 
