@@ -174,8 +174,6 @@ def test_captions_are_made_once_for_each_checkpoint(avpipe: Avpipe, used: Worksp
         ("-p p.json --references r.json --senses", "--drop, --shuffle and --senses caption anew, which takes a run"),
         ("-p p.json --references r.json --slices audio", "of a file of references only 'length' is known. Say whose"),
         ("-p p.json --references r.json --dataset toy", "for --slices, which was not given"),
-        ("-p p.json --references r.json --slices audio -d toy", "the manifest holds none of the 1 clips"),
-        ("-p p.json --references r.json --slices length -d toy", "the manifest holds none of the 1 clips"),
         ("-p p.json --references r.json --split bogus", "is no split of a run; it does not go with --split"),
         ("-p p.json --references r.json --shuffle-seed 1", "got a file of predictions and --shuffle-seed"),
         ("--run both --shuffle-seed 0", "--shuffle-seed draws the other clips of --shuffle and --senses, of which"),
@@ -345,6 +343,16 @@ def test_slices_of_files(avpipe: Avpipe, used: Workspace, tmp_path: Path) -> Non
     assert "audio: audio" in said.out
     assert "12 few" in said.out
     assert looks(used) == []  # nobody scored a run
+
+
+@pytest.mark.parametrize("kind", ["audio", "length"])
+def test_the_dataset_of_other_clips_is_refused(avpipe: Avpipe, learned: Workspace, tmp_path: Path, kind: str) -> None:
+    (tmp_path / "r.json").write_text('{"a": ["x"]}', encoding="utf-8")
+    (tmp_path / "p.json").write_text('{"a": "x"}', encoding="utf-8")
+    files = ("-p", tmp_path / "p.json", "--references", tmp_path / "r.json")
+    said = avpipe("score", *files, "--slices", kind, "-d", "toy", "-w", learned.root)
+    assert (said.status, said.out) == (1, "")
+    assert "the manifest holds none of the 1 clips, for example 'a' is not there" in said.err
 
 
 # -- files: tables, pictures, programs ---------------------------------------------------------------------------------

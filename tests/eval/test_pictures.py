@@ -129,7 +129,7 @@ def test_another_ending_is_refused(tmp_path: Path, name: str) -> None:
 def test_a_folder_that_cannot_be_is_told_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "file" / "x.svg", tmp_path / "file" / "deeper" / "x.svg"):
-        with pytest.raises(UsageError, match="expected a folder that can be written to; .*file is none"):
+        with pytest.raises(UsageError, match=r"expected a folder that can be written to; .*file is none"):
             check_picture(path)
     check_picture(tmp_path / "new" / "deeper" / "x.svg")
 
