@@ -227,12 +227,14 @@ class _Show:
             for line in notes:
                 out.print(line, markup=False)
 
-    def report(self, title: str, report: ScoreReport, sliced: SlicedScores | None) -> None:
-        """Scores, as a whole or by kind of clip too, and their picture."""
+    def report(self, system: str | Path, report: ScoreReport, sliced: SlicedScores | None) -> None:
+        """Scores of a run or of a file, as a whole or by kind of clip too, and their picture."""
         from avpipe.eval import slices
-        from avpipe.eval.comparison import FEW_CLIPS, HOW_INTERVALS, intervals
+        from avpipe.eval.comparison import FEW_CLIPS, HOW_INTERVALS, Standing, intervals
+        from avpipe.eval.pictures import interval_plot, slice_bars
         from avpipe.eval.scores import footnotes, long_table, table
 
+        title = str(system)
         notes = [*footnotes(report), *(sliced.notes if sliced else ())]
         found: Intervals = {}
         drawn = [name for name, score in report.scores.items() if score is not None]
@@ -240,9 +242,9 @@ class _Show:
             notes.append("no intervals: of one clip nothing can be said of others")
         elif self.needs_intervals:
             found = sliced.intervals.get(("", "all"), {}) if sliced else intervals(report)
-            notes.append(HOW_INTERVALS)
             if report.scored < FEW_CLIPS:
                 notes.append(f"{report.scored} clips are few: intervals are too narrow")
+            notes.append(HOW_INTERVALS)
         if self.plot is not None and not drawn:
             notes.append(f"{self.plot} is not drawn: there is no score")
         shown = found if self.with_intervals else None
@@ -253,26 +255,17 @@ class _Show:
             self(title, notes, values, for_people, slices.rows(sliced))
         else:
             self(title, notes, values, table(report, percent=self.percent, intervals=shown), long_table(report, shown))
-        if self.plot is not None and drawn:
-            self._draw(title, report, sliced, found, "CIDEr" if "CIDEr" in drawn else drawn[0])
-
-    def _draw(
-        self, title: str, report: ScoreReport, sliced: SlicedScores | None, found: Intervals, metric: str
-    ) -> None:
-        from avpipe.eval.comparison import FEW_CLIPS, Standing
-        from avpipe.eval.pictures import interval_plot, slice_bars
-        from avpipe.eval.slices import bars
-
-        assert self.plot is not None
-        if sliced:
-            slice_bars(bars(sliced, metric), self.plot, metric=metric, percent=self.percent, few=FEW_CLIPS)
-            return
-        standings = {
-            name: Standing(score=score, low=low, high=high, seeds=() if score is None else (score,))
-            for name, score in report.scores.items()
-            for low, high in [found.get(name, (None, None))]
-        }
-        interval_plot({title: standings}, self.plot, percent=self.percent)
+        if self.plot is not None and drawn and sliced:
+            metric = "CIDEr" if "CIDEr" in drawn else drawn[0]
+            slice_bars(slices.bars(sliced, metric), self.plot, metric=metric, percent=self.percent, few=FEW_CLIPS)
+        elif self.plot is not None and drawn:
+            standings = {
+                name: Standing(score=score, low=low, high=high, seeds=() if score is None else (score,))
+                for name, score in report.scores.items()
+                for low, high in [found.get(name, (None, None))]
+            }
+            name = system.stem if isinstance(system, Path) else system
+            interval_plot({name: standings}, self.plot, percent=self.percent)
 
 
 def _score_run(
@@ -306,7 +299,7 @@ def _score_files(
     parts = api.partitions_of_files(references, kinds, place, dataset) if kinds and references else ()
     report = api.score_files(predictions, references, **how.options())
     sliced = SlicedScores.of(report, parts, with_intervals=show.needs_intervals) if kinds else None
-    show.report(predictions.stem if predictions else "", report, sliced)
+    show.report(predictions or "", report, sliced)
     return report.complete
 
 
