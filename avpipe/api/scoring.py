@@ -104,12 +104,13 @@ def score_run(
     Args:
         workspace: where the run lies.
         run: its name.
-        split: which clips.
-        metrics: by name; default: all.
+        split: which clips: those of ``val`` or ``test``.
+        metrics: by name; default: :data:`avpipe.eval.DEFAULT`.
         missing: what a clip without a caption means.
         intersect: a list of ids: score these clips alone. The signature then names the list beside the split.
         idf: what CIDEr counts document frequencies in: ``"train"``, the captions of the dataset's training split, or
-            the path of a file of captions; default: the references. It stands in the signature.
+            the path of a file of captions; default: the references. It stands in the signature, and another corpus in
+            the names of the files.
         senses: what is done to the captioner's senses before; default: nothing. It stands in the signature and in the
             names of the files.
 
@@ -223,12 +224,12 @@ def _score_each(
         idf=corpus,
         tools=tools_for(workspace, dataset, plan.metrics or DEFAULT),
     )
-    captions = []
+    whole, captions = ReferenceSet.of(references), []
     for senses in several:
         said = captions_of(workspace, run, plan.split, senses=senses, loaded=loaded)
         captions.append({clip_id: text for clip_id, text in said.items() if clip_id in references})
     for said in captions:
-        cover(said, ReferenceSet.of(references), plan.missing)
+        cover(said, whole, plan.missing)
     looks = 0
     if plan.split == "test":
         is_plain = len(several) == 1 and several[0].is_whole

@@ -240,7 +240,7 @@ def _notes(report: ScoreReport) -> list[str]:
             continue
         if is_of_the_set(by_module[name]):
             notes.append(f"{name}: none of a slice, {OF_THE_SET}")
-        elif by_module[name] not in report.statistics:
+        elif by_module[name] not in report.statistics:  # hence a mean, unless somebody's own metric keeps no contract
             mean = sum(scores[name] for scores in report.per_clip.values()) / report.scored
             if abs(mean - score) > 1e-9:
                 notes.append(f"{name}: of a slice the mean of its clips' scores, which of the whole is {mean:.4f}")
