@@ -38,17 +38,24 @@ class Finding:
 
 def examine(workspace: Workspace) -> Iterator[Finding]:
     """Run every check, one finding each. None of them changes anything."""
-    yield _machine()
-    yield _packages()
-    yield _decoder()
-    yield _renderer()
-    yield _accelerator()
-    yield _java()
-    yield _metric_jars()
-    yield _spice()
-    yield _hub()
-    yield _workspace(workspace)
-    yield _cache()
+    checks: dict[str, Callable[[], Finding]] = {
+        "machine": _machine,
+        "packages": _packages,
+        "decoder": _decoder,
+        "renderer": _renderer,
+        "accelerator": _accelerator,
+        "java": _java,
+        "metric jars": _metric_jars,
+        "spice": _spice,
+        "model weights": _hub,
+        "workspace": lambda: _workspace(workspace),
+        "cache": _cache,
+    }
+    for name, check in checks.items():
+        try:
+            yield check()
+        except (AvpipeError, OSError, RuntimeError) as error:  # no home, a folder that may not be looked into, ...
+            yield Finding(check=name, status="fault", detail=f"cannot look: {error}")
 
 
 def _machine() -> Finding:
@@ -137,14 +144,18 @@ def _metric_jars() -> Finding:
 
 
 def _spice() -> Finding:
-    from avpipe.eval.corenlp import find_corenlp
+    from avpipe.eval.corenlp import SIZES, find_corenlp
 
     try:
-        folder = find_corenlp()[0].parent
+        jars = find_corenlp()
     except AvpipeError as error:
         advice = "SPICE and SPIDEr have no score without them; nothing else needs them"
         return Finding(check="spice", status="note", detail=str(error), advice=advice)
-    return Finding(check="spice", status="ok", detail=f"CoreNLP 3.6.0 in {folder}")
+    damaged = [str(jar) for jar in jars if jar.stat().st_size != SIZES[jar.name]]
+    if damaged:
+        detail = f"expected CoreNLP 3.6.0 as Maven Central has it, got another size of {', '.join(damaged)}"
+        return Finding(check="spice", status="fault", detail=detail, advice="avpipe doctor --install spice")
+    return Finding(check="spice", status="ok", detail=f"CoreNLP 3.6.0 in {jars[0].parent}")
 
 
 def _tried(check: str, look: Callable[[], str], advice: str) -> Finding:

@@ -2,7 +2,7 @@
 
     python benchmarks/score.py                                  # 2,990 clips x 20 references, 6,000 x 10; made captions
     python benchmarks/score.py --references captions.json       # of any COCO captions or {id: [captions]} file
-    python benchmarks/score.py --meteor --turns 1               # METEOR too: minutes
+    python benchmarks/score.py --meteor --turns 1               # METEOR too: a minute a turn
 
 Several times in turn, each in a process of its own, as two commands would be:
 

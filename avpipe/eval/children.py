@@ -44,20 +44,23 @@ class Stop:
             self.set()
 
 
-def how_many(work: float, *, least: float, megabytes: int, cores: int = 1) -> int:
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def how_many(work: float, *, least: float, megabytes: int) -> int:
     """How many children are worth their start, as cores, memory and work allow; at least one.
 
     Args:
         work: how much there is, in any unit.
         least: less than this is not worth a child of its own.
         megabytes: of memory that each takes.
-        cores: that each keeps busy.
     """
     import psutil
 
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     room = psutil.virtual_memory().available // (megabytes * _MEGABYTE)
-    return max(1, min(there // cores, int(room), int(work / least)))
+    return max(1, min(cores(), int(room), int(work / least)))
 
 
 def spread(work: Callable[[Sequence[Q], Stop], list[A]], questions: Sequence[Q], processes: int, stop: Stop) -> list[A]:

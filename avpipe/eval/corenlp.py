@@ -17,7 +17,7 @@ from pathlib import Path
 
 from avpipe.pipeline.errors import MissingPackageError, UsageError
 from avpipe.pipeline.files import atomic_write, sha256, storage_errors, sweep
-from avpipe.pipeline.places import cache_folder
+from avpipe.pipeline.places import cache_folder, is_readable
 
 ENVIRONMENT_VARIABLE = "AVPIPE_SPICE"
 MAVEN = "https://repo1.maven.org/maven2/edu/stanford/nlp/stanford-corenlp/3.6.0"
@@ -27,6 +27,9 @@ JARS: Mapping[str, str] = {
     "stanford-corenlp-3.6.0-models.jar": "d285157bd7887ee3018094b5dbae092e49088b023361ccdb550ee1daf9b2c9bd",
 }
 """Names, and the sha256 of what Maven Central has under them."""
+
+SIZES: Mapping[str, int] = {"stanford-corenlp-3.6.0.jar": 7270741, "stanford-corenlp-3.6.0-models.jar": 378116526}
+"""Of the same, in bytes: what can be checked at once."""
 
 _BLOCK_BYTES = 1 << 20
 _PATIENCE_SECONDS = 60.0  # without a byte
@@ -44,7 +47,7 @@ def find_corenlp(given: Path | None = None) -> list[Path]:
     folders = [Path(asked).expanduser()] if asked else [spice_folder(), *_beside_the_jar()]
     for folder in folders:
         found = [folder / name for name in JARS]
-        if all(path.is_file() for path in found):
+        if all(map(is_readable, found)):
             return [path.absolute() for path in found]
     raise MissingPackageError(
         f"SPICE needs {' and '.join(JARS)}; looked in {', '.join(map(str, folders))}. "
@@ -74,7 +77,8 @@ def install(
         The folder.
 
     Raises:
-        UsageError: the folder is not there, or the URL is of a kind that is not understood.
+        UsageError: the folder is not there, or the URL is of a kind that is not understood; or ``$AVPIPE_SPICE`` names
+            another folder, so that what is installed would not be used.
         MissingPackageError: a jar is not to be had there, or its bytes are not those pinned.
         StoreError: it cannot be written.
     """
@@ -85,6 +89,12 @@ def install(
     if not is_url and not Path(source).expanduser().is_dir():
         raise UsageError(f"--from: expected a folder or a URL, got {source!r}, which is not there")
     folder = spice_folder()
+    asked = os.environ.get(ENVIRONMENT_VARIABLE)
+    if asked and Path(asked).expanduser().absolute() != folder.absolute():
+        raise UsageError(
+            f"{ENVIRONMENT_VARIABLE} names {asked}, where SPICE will look, and not {folder}, where this installs. "
+            f"Unset it, or put the jars there yourself"
+        )
     for name, wanted in jars.items():
         target = folder / name
         if target.is_file() and sha256(target) == wanted:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -144,6 +144,13 @@ def cover(predictions: Predictions, references: ReferenceSet, missing: Missing =
         missing=tuple(key for key in wanted if key in let_pass),
         altered=sum(given[key] != cleaned[key] for key in scored if key in given),
     )
+
+
+def share(scored: Iterable[str], expected: int) -> str:
+    """``"240/240"``, or ``"239/240@3f2a01bc"``: how many clips are scored, and which ones if not all."""
+    ids = sorted(scored)
+    which = f"@{hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:8]}" if len(ids) < expected else ""
+    return f"{len(ids)}/{expected}{which}"
 
 
 def _items(values: object, what: str) -> list[tuple[object, object]]:

@@ -40,13 +40,14 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avpipe import __version__
 from avpipe.eval import ptb, tables
 from avpipe.eval.coco import read_json
-from avpipe.eval.coverage import MISSING, Missing, clean
+from avpipe.eval.coverage import MISSING, Missing, clean, share
 from avpipe.eval.evaluation import Evaluation, TokenisedReferences
 from avpipe.eval.metric import Metric, aggregate, find_metrics, version_of
 from avpipe.eval.tools import Tools, pycocoevalcap_version
@@ -189,7 +190,7 @@ def score_dense(
         scores=scores,
         reasons=reasons,
         versions=versions,
-        protocol=_protocol(videos, absent, predictions, references, missing),
+        protocol=_protocol(videos, absent, thresholds, references, missing),
         notes=tuple(_notes(absent, predictions)),
     )
 
@@ -465,7 +466,11 @@ def _cover(predictions: Events, references: Sequence[Events], missing: Missing) 
 
 
 def _protocol(
-    videos: Sequence[str], absent: Sequence[str], predictions: Events, references: Sequence[Events], missing: Missing
+    videos: Sequence[str],
+    absent: Sequence[str],
+    thresholds: Sequence[float],
+    references: Sequence[Events],
+    missing: Missing,
 ) -> str:
     text = json.dumps(
         [
@@ -474,12 +479,11 @@ def _protocol(
             for video, events in sorted(several.items())
         ]
     )
-    scored = sum(len(predictions.get(video, ())[:MOST_EVENTS]) for video in videos)
     return "|".join(
         [
             "dense:densevid_eval-9d4045a",
-            f"videos:{len(videos)}/{len({*videos, *absent})}",
-            f"events:{scored}",
+            f"videos:{share(videos, len({*videos, *absent}))}",
+            f"tiou:{','.join(f'{threshold:g}' for threshold in thresholds)}",
             f"refs:{len(references)}@{hashlib.sha256(text.encode()).hexdigest()[:8]}",
             f"most:{MOST_EVENTS}",
             f"tok:{ptb.NAME}",
@@ -491,8 +495,18 @@ def _protocol(
 
 
 def _notes(absent: Sequence[str], predictions: Events) -> Iterable[str]:
+    yield f"{sum(map(len, predictions.values()))} events were predicted"
     if absent:
         yield f"{len(absent)} videos have no prediction: {_some(absent)}"
+    several = list(predictions.items())
+    backwards = [
+        video for video, events in several if any(event.stop_seconds < event.start_seconds for event in events)
+    ]
+    if backwards:
+        yield f"{len(backwards)} videos have predictions that stop before they start: {_some(backwards)}"
+    wordless = [video for video, events in several if not all(event.sentence.strip() for event in events)]
+    if wordless:
+        yield f"{len(wordless)} videos have predictions without a sentence: {_some(wordless)}"
     more = [video for video, events in predictions.items() if len(events) > MOST_EVENTS]
     if more:
         yield f"{len(more)} videos have more than {MOST_EVENTS} predictions; the first were scored: {_some(more)}"
@@ -505,7 +519,7 @@ def _plain(sentence: str) -> str:
 
 def _event(path: Path, video: str, times: object, sentence: object) -> Event:
     match times, sentence:
-        case [int() | float() as start, int() | float() as stop], str():
+        case [int() | float() as start, int() | float() as stop], str() if isfinite(start) and isfinite(stop):
             return Event(float(start), float(stop), sentence)
     raise DataError(
         f"{path}: {video!r}: expected a timestamp [start, stop] in seconds and a sentence, got {times!r:.40} and "

@@ -40,8 +40,8 @@ class TokenisedReferences:
         if list(captions) != list(words) or any(len(captions[key]) != len(words[key]) for key in words):
             raise ValueError("captions and words: expected the same clips in the same order, with as many captions")
         self.captions, self.words = captions, words
-        self._lock = threading.RLock()
-        self._counted: dict[Callable[..., Any], Any] = {}
+        self._lock = threading.Lock()
+        self._counted: dict[Callable[..., Any], Future[Any]] = {}
 
     @classmethod
     def of(cls, captions: Mapping[str, Sequence[str]], tools: Tools) -> TokenisedReferences:
@@ -55,10 +55,12 @@ class TokenisedReferences:
     def once(self, count: Callable[[TokenisedReferences], T]) -> T:
         """``count(self)``, remembered by the function itself."""
         with self._lock:
-            if count not in self._counted:
-                self._counted[count] = count(self)
-            found: T = self._counted[count]
-            return found
+            first = count not in self._counted
+            future = self._counted.setdefault(count, Future())
+        if first:  # outside of the lock: others may count something else meanwhile
+            _fulfil(future, lambda: count(self))
+        found: T = future.result()
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         return {"captions": self.captions, "words": self.words}
@@ -113,7 +115,7 @@ class Evaluation:
 
         Raises:
             UnknownNameError: no metric of that name.
-            ScoringError: it cannot run; the same to all who ask.
+            AvpipeError: it cannot run; the same to all who ask.
         """
         from avpipe.eval.metric import load
 
@@ -121,9 +123,14 @@ class Evaluation:
             first = name not in self._results
             future = self._results.setdefault(name, Future())
         if first:
-            try:
-                future.set_result(load(name).compute(self))
-            except BaseException as error:
-                future.set_exception(error)
-                raise
+            _fulfil(future, lambda: load(name).compute(self))
         return future.result()
+
+
+def _fulfil(future: Future[T], work: Callable[[], T]) -> None:
+    """Do what others wait for; they are told, too, if it fails."""
+    try:
+        future.set_result(work())
+    except BaseException as error:
+        future.set_exception(error)
+        raise

@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 ENVIRONMENT_VARIABLE = "AVPIPE_JAVA"
 OLDEST_MAJOR = 8
 PATIENCE_SECONDS = 120.0
-"""How long a child may show no sign of life. METEOR reads 60 MB before its first answer: 5 s here, more on a busy
+"""How long a child may show no sign of life. METEOR reads 60 MB before its first answer: 3 s here, more on a busy
 network disk."""
+PROGRAMS = Path(__file__).with_name("jvm")
+"""Folder of our own Java programs: classes, and their sources."""
 
 _CHUNK_BYTES = 1 << 16
 _LOOK_SECONDS = 0.2  # how often a wait looks whether it was told to stop
@@ -234,6 +236,7 @@ class JavaChild:
             questions: without line breaks.
             answers: how many lines to wait for; one a question where not given.
         """
+        self._check_silent()
         return self._converse(questions, len(questions) if answers is None else answers, end=False)
 
     def finish(self, questions: Sequence[str], *, most_answers: int) -> list[str]:
@@ -330,6 +333,18 @@ class JavaChild:
             return 0.0
         return float(times.user + times.system)
 
+    def _check_silent(self) -> None:
+        """A line that nobody asked for would be taken for the next answer, and every answer for that of another."""
+        stdout = self._process.stdout
+        assert stdout is not None
+        with selectors.DefaultSelector() as selector, contextlib.suppress(BlockingIOError):
+            selector.register(stdout, selectors.EVENT_READ)
+            if selector.select(0):
+                self._unread += os.read(stdout.fileno(), _CHUNK_BYTES)
+        if self._unread:
+            said = self._unread.decode("utf-8", "replace").strip()
+            raise JavaError(f"{self._name}: expected nothing before a question, got {said!r:.200}")
+
     def _how_it_ended(self) -> str:
         try:
             return _ending(self._process.wait(1.0))
@@ -337,16 +352,17 @@ class JavaChild:
             return "closed its output"
 
     def _died(self, what: str) -> JavaDiedError:
-        tail = [line.strip() for line in self.stderr().splitlines() if line.strip()][-4:]
+        lines = [line.strip() for line in self.stderr().splitlines() if line.strip()]
+        cause = [line for line in lines if re.search("Error|Exception", line) and not line.startswith("at ")][:1]
+        tail = [*cause, *(line for line in lines[-4:] if line not in cause)]  # a stack trace names its cause first
         said = f"; its last words: {' / '.join(tail)}" if tail else "; it said nothing on stderr"
         return JavaDiedError(f"{self._name} {what}{said}")
 
     def _kill(self) -> None:
         """Kill the whole group, and leave neither zombie nor open pipe."""
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # also when it has ended, and left others
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):

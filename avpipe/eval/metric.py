@@ -86,7 +86,7 @@ class Metric(Protocol):
         """Scores of one caption a clip against its references.
 
         Raises:
-            ScoringError: it cannot run here; what it cannot do without is named, and where to get it.
+            AvpipeError: it cannot run here (Java, jars, weights); what is missing is named, and where to get it.
         """
 
 

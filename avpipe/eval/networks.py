@@ -18,6 +18,7 @@ Importing this module loads no network library.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from avpipe.pipeline import weights
 from avpipe.pipeline.errors import CheckpointError, MissingWeightsError, ScoringError, UnknownNameError
-from avpipe.pipeline.places import cache_folder
+from avpipe.pipeline.places import cache_folder, is_readable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,7 +136,8 @@ class SentenceEncoder:
         from avpipe.pipeline.pretrained import json_of, read_network
 
         found = _resolved("sbert", place, _SBERT_PARTS)
-        self.version = _version("sbert", found.id, found.files["weights"])
+        read = [found.files[part] for part in ("weights", "tokenizer", "lengths")]
+        self.version = _version("sbert", found.id, *read)
         pooling = json_of(found.files["pooling"])
         modes = [name for name, used in pooling.items() if name.startswith("pooling_mode_") and used]
         if modes != ["pooling_mode_mean_tokens"]:
@@ -151,9 +153,12 @@ class SentenceEncoder:
         lengths = json_of(found.files["lengths"])
         self._lower = bool(lengths.get("do_lower_case"))
         config = json_of(found.files["config"])
-        self._reader = _Reader(
-            found.files["tokenizer"], int(lengths["max_seq_length"]), filler=config.get("pad_token_id") or 0
-        )
+        longest = lengths.get("max_seq_length") or config.get("max_position_embeddings")  # null: the network's own
+        if not isinstance(longest, int) or longest < 1:
+            raise CheckpointError(
+                f"{found.files['lengths']}: expected max_seq_length, a number of tokens, got {longest!r}"
+            )
+        self._reader = _Reader(found.files["tokenizer"], longest, filler=config.get("pad_token_id") or 0)
         network, _ = read_network(AutoModel, found.files["weights"], what="a sentence encoder", may_be_new=r"^pooler\.")
         self._network, self._device = _ready(network)
 
@@ -206,7 +211,6 @@ class ErrorChecker:
         from avpipe.pipeline.pretrained import json_of
 
         path = _find_echecker(place)
-        self.version = _version("echecker", path.stem, path)
         content = checkpoints.read(path)
         kind, classes = content.get("model_type"), content.get("num_classes")
         if not isinstance(kind, str) or not isinstance(classes, int):
@@ -224,6 +228,7 @@ class ErrorChecker:
         network = torch.nn.ModuleDict({"encoder": bert, "clf": torch.nn.Linear(bert.config.hidden_size, classes)})
         checkpoints.fill(network, checkpoints.tensors(content, path), path, ignored=r".*\.position_ids")
         self._network, self._device = _ready(network)
+        self.version = _version("echecker", path.stem, path, beside["tokenizer"])
         self._reader = _Reader(beside["tokenizer"], _ECHECKER_TOKENS, filler=bert.config.pad_token_id or 0)
 
     def __call__(self, sentences: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -351,7 +356,7 @@ def _resolved(network: str, place: str, parts: Mapping[str, Sequence[str]]) -> w
 
 def _local_file(network: str, place: str) -> Path:
     path = Path(place).expanduser()
-    if not path.is_file():
+    if not is_readable(path):
         raise MissingWeightsError(
             f"{network}: there is no file {path}. A scorer is told where it is by AVPIPE_{network.upper()}=PATH, or in "
             f'Python Tools(weights={{"{network}": PATH}})'
@@ -375,7 +380,7 @@ def _find_echecker(place: str) -> Path:
     folders = [cache_folder(), os.environ.get("FENSE_DATA"), "~/.fense_data", Path(torch_home) / "hub" / "fense_data"]
     looked = [Path(folder).expanduser() / f"{place}.ckpt" for folder in folders if folder]
     for path in looked:
-        if path.is_file():
+        if is_readable(path):
             digest = weights.sha256_of(path)
             if digest != ECHECKERS[place]:
                 raise CheckpointError(
@@ -412,8 +417,11 @@ def _find_clip(spec: FeatureSpec, place: str) -> tuple[str, Path]:
     return model, _resolved("clip", repository, {"weights": names}).files["weights"]
 
 
-def _version(what: str, name: str, path: Path) -> str:
-    return f"{what}:{name.rpartition('/')[2]}@{weights.sha256_of(path)[:8]}"
+def _version(what: str, name: str, *files: Path) -> str:
+    """For signatures: name and sha256 of the weights; and one of what else decides how a sentence is read, if any."""
+    own, *others = map(weights.sha256_of, files)
+    settings = f"+{hashlib.sha256(''.join(others).encode()).hexdigest()[:8]}" if others else ""
+    return f"{what}:{name.rpartition('/')[2]}@{own[:8]}{settings}"
 
 
 def _text(path: Path) -> str:

@@ -35,8 +35,9 @@ class Parses:
         """Of those captions that it holds."""
         found: dict[str, Any] = {}
         keys = [key for key in map(_key, captions) if key is not None]
-        if not self._path.exists():
-            return found
+        with self._forgiving("read"):
+            if not self._path.exists():
+                return found
         with self._forgiving("read"), self._connect() as connection:
             for first in range(0, len(keys), _AT_ONCE):
                 some = keys[first : first + _AT_ONCE]

@@ -4,7 +4,7 @@ Source: Manning et al., "The Stanford CoreNLP Natural Language Processing Toolki
 list of dropped punctuation are pycocoevalcap's (``tokenizer/ptbtokenizer.py``), whose wrapper writes its input into the
 installed package and pairs lines with captions without counting them. Ours does neither.
 
-What is known is told in :mod:`avpipe.pipeline.ptb`: of 102,436 captions of seven datasets, all but 468. Only those
+What is known is told in :mod:`avpipe.pipeline.ptb`: of 101,436 captions of nine datasets, all but 468. Only those
 start Java, which takes as long as some ten thousand captions.
 
 The jar looks past the end of a line: whether a caption that ends in an initial or in "No." keeps its full stop may
@@ -46,8 +46,11 @@ def tokenise_several(corpora: Sequence[Sequence[str]], tools: Tools) -> list[lis
     read = [tokenise_ordinary(captions) for captions in corpora]
     others = [[place for place, enough in enumerate(ordinary) if not enough] for _, ordinary in read]
     sent = [_sent(captions, places) for captions, places in zip(corpora, others, strict=True)]
-    # The last caption of a corpus is read as the end of the input. Where that matters, no other may come behind it.
-    apart = any(places and places[-1] == len(captions) - 1 for captions, places in zip(corpora, others, strict=True))
+    # Where the jar looks past the last text of a corpus it must see the end of the input, and no other corpus.
+    apart = any(
+        places and not any(caption.strip() for caption in captions[places[-1] + 1 :])
+        for captions, places in zip(corpora, others, strict=True)
+    )
     lines = [[captions[place] for place in places] for captions, places in zip(corpora, sent, strict=True)]
     try:
         if apart:

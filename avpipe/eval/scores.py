@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from avpipe.eval.coverage import share
 from avpipe.pipeline.files import atomic_write, write_json
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class ScoreReport:
         """How all scores were made: their signatures, without what tells one metric from another."""
         fewest, most = self.references_per_clip
         parts = [
-            f"n:{self.scored}/{self.expected}",
+            f"n:{share(self.captions, self.expected)}",
             f"refs:{fewest}" if fewest == most else f"refs:{fewest}-{most}",
             f"split:{self.split}@{self.references_sha256[:8]}",
             *([f"senses:{self.senses}"] if self.senses else []),

@@ -155,7 +155,7 @@ class Scorer:
         notes = [*_wordless("captions", wordless), *_wordless("clips have a reference", partly)]
         notes += [note for result in results.values() for note in result.notes]
         notes += [f"Java passed over: {reason}" for reason in (java.passed_over if java else ())]
-        return _Ran(results=results, reasons=reasons, notes=notes)
+        return _Ran(results=results, reasons=reasons, notes=list(dict.fromkeys(notes)))  # SPIDEr says what CIDEr says
 
     def _versioned(self, version: str) -> str:
         return version.replace("idf:refs", f"idf:{self._idf.sha256[:8]}") if self._idf else version
@@ -195,7 +195,7 @@ class ValidationScorer:
         tools: Java and time limits; found where not given.
 
     Raises:
-        JavaError: the tokeniser's jar is needed, and there is no Java or it failed.
+        JavaError: there is no Java: captions that are generated may need the tokeniser's jar.
         ScoringError: a clip has no reference or an empty one.
         UnknownNameError: no score of that name.
     """
@@ -211,6 +211,7 @@ class ValidationScorer:
         named = [name for name in module.NAMES if name.lower() == metric.lower()]
         self.metric = named[0] if named else module.NAMES[-1]
         self._tools = tools or Tools()
+        self._tools.java  # noqa: B018  # what is generated may need it at any time: better to know before the training
         self._references = ReferenceSet.of(references)
         self._tokenised = TokenisedReferences.of(self._references.captions, self._tools)
 

@@ -25,8 +25,8 @@ class Tools:
         patience_seconds: how long a child process may show no sign of life before it is killed.
         weights: where to find those of networks that judge captions, by :data:`avpipe.eval.networks.DEFAULTS`' names.
         pictures: features of what is to be seen, in the space that a CLIP shares with text; ``None``: there are none.
-        processes: how many children a metric may have at once; where not given, as many as cores, memory and the
-            number of captions make worth it.
+        processes: how many children a metric may have at once, or threads in its one child (METEOR); where not given,
+            as many as cores, memory and the number of captions make worth it.
         spice: folder of the CoreNLP jars that SPICE needs; looked for with :func:`avpipe.eval.corenlp.find_corenlp`
             where not given.
 

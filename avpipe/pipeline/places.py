@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import cast
 
+from avpipe.pipeline.errors import UsageError
 from avpipe.pipeline.remote import RemotePath
 
 
@@ -27,6 +28,17 @@ def place(text: str | Path) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where avpipe keeps what it can get again: ``$AVPIPE_CACHE``, else ``~/.cache/avpipe``."""
-    chosen = os.environ.get("AVPIPE_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "avpipe"
+    """Where avpipe keeps what it can get again: ``$AVPIPE_CACHE``, else ``~/.cache/avpipe``.
+
+    Raises:
+        UsageError: there is neither; so it is in containers whose user has no home.
+    """
+    try:
+        return Path(os.environ.get("AVPIPE_CACHE") or "~/.cache/avpipe").expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"no place for what avpipe can get again: {error} Set AVPIPE_CACHE to a folder") from None
+
+
+def is_readable(path: Path) -> bool:
+    """Whether a file is there and may be read: where the user may not even look, there is none for us."""
+    return os.access(path, os.R_OK) and path.is_file()

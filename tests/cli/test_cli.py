@@ -545,7 +545,7 @@ def test_the_doctor_finds_faults(avpipe: Avpipe, tmp_path: Path, monkeypatch: py
 def test_the_doctor_tells_whether_spice_can_run(
     avpipe: Avpipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from avpipe.eval.corenlp import JARS
+    from avpipe.eval.corenlp import JARS, SIZES
 
     def finding() -> dict[str, str]:
         findings = json.loads(avpipe("doctor", "--json", "-w", tmp_path).out)
@@ -556,7 +556,39 @@ def test_the_doctor_tells_whether_spice_can_run(
     assert "avpipe doctor --install spice" in finding()["detail"]
     for name in JARS:
         (tmp_path / name).touch()
+    assert finding()["status"] == "fault"
+    assert "got another size of" in finding()["detail"]
+    for name, size in SIZES.items():
+        os.truncate(tmp_path / name, size)  # sparse
     assert (finding()["status"], finding()["detail"]) == ("ok", f"CoreNLP 3.6.0 in {tmp_path}")
+
+
+def test_the_doctor_works_where_there_is_no_home(
+    avpipe: Avpipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_home(path: object) -> Path:
+        if isinstance(path, Path) and not str(path).startswith("~"):
+            return path
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("AVPIPE_CACHE", "AVPIPE_SPICE", "HF_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    monkeypatch.setattr(Path, "home", classmethod(no_home))
+    findings = {found["check"]: found for found in json.loads(avpipe("doctor", "--json").out)}
+    assert "Set AVPIPE_CACHE to a folder" in findings["spice"]["detail"]
+    assert "Could not determine home directory" in findings["model weights"]["detail"]
+    assert findings["java"]["status"] == "ok"
+
+
+def test_what_is_installed_for_spice_must_be_where_it_looks(
+    avpipe: Avpipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AVPIPE_SPICE", str(tmp_path / "elsewhere"))
+    said = avpipe("doctor", "--install", "spice", "--from", tmp_path)
+    assert said.status == 2
+    assert "AVPIPE_SPICE names" in said.err
+    assert "Unset it" in said.err
 
 
 def test_the_doctor_installs_what_spice_needs(avpipe: Avpipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from avpipe.eval.children import Stop, how_many, spread
 from avpipe.eval.java import Java, JavaChild, JavaDiedError, JavaError
 
-from .toys import FakeJava, is_gone
+from .toys import FakeJava, is_gone, pretended_spice
 
 Work = Callable[[Sequence[str], Stop], list[str]]
 
@@ -135,21 +135,24 @@ def test_a_block_that_is_left_by_an_exception_stops() -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(("metric", "children"), [("meteor", 1), ("spice", 2)])
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's leash is Linux's")
 def test_no_orphans_of_a_scoring_that_is_interrupted_or_killed(
-    fake_java: FakeJava, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: str, children: int, how: signal.Signals
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # a killed parent cannot remove its temp folders
-    java = fake_java(f"echo $$ > {tmp_path}/$$.pids; exec sleep 987")
+    tools = pretended_spice(tmp_path, f"echo $$ > {tmp_path}/$$.pids; exec sleep 987")
     program = (
         "import sys; from pathlib import Path; from avpipe.eval import score; from avpipe.eval.java import Java\n"
         "from avpipe.eval.tools import Tools\n"
-        "tools = Tools(Java(path=Path(sys.argv[1]), version='17', source='test'), processes=2)\n"
-        "score({'a': 'a dog', 'b': 'a cat'}, {'a': ['a dog'], 'b': ['a cat']}, tools=tools)\n"
+        "java = Java(path=Path(sys.argv[1]), version='17', source='test')\n"
+        "tools = Tools(java, processes=2, spice=Path(sys.argv[2]))\n"
+        "score({'a': 'a dog', 'b': 'a cat'}, {'a': ['a dog'], 'b': ['a cat']}, metrics=[sys.argv[3]], tools=tools)\n"
     )
-    parent = subprocess.Popen([sys.executable, "-c", program, str(java.path)], stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", program, str(tools.java.path), str(tools.spice), metric]
+    parent = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
-        while len(pids := pids_of(tmp_path)) < 2:
+        while len(pids := pids_of(tmp_path)) < children:
             assert parent.poll() is None
         assert all(map(psutil.pid_exists, pids))
     finally:
@@ -172,4 +175,3 @@ def test_as_many_as_cores_memory_and_work_allow(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=gigabytes * 1024**3))
     assert how_many(work, least=10, megabytes=1024) == expected
-    assert how_many(work, least=10, megabytes=1024, cores=2) == max(1, min(expected, cores // 2))

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import random
+import re
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -218,8 +219,10 @@ def test_only_the_first_thousand_of_a_video_count(tools: Tools, monkeypatch: pyt
         tools=tools,
     )
     assert report.means == {"ROUGE_L": 1, "Precision": 1, "Recall": 1}
-    assert report.notes == ("1 videos have more than 1 predictions; the first were scored: v",)
-    assert "|events:1|" in report.protocol
+    assert report.notes == (
+        "2 events were predicted",
+        "1 videos have more than 1 predictions; the first were scored: v",
+    )
     assert report.signature("ROUGE_L") == f"ROUGE_L|{report.protocol}|beta:1.2"
 
 
@@ -237,14 +240,40 @@ def test_a_missing_video_scores_nothing_or_is_left_out(tools: Tools) -> None:
     empty = score_dense(only, references, metrics=["rouge_l"], missing="empty", tools=tools)
     assert empty.means == {"ROUGE_L": 0.5, "Precision": 0.5, "Recall": 0.5}
     assert "|videos:2/2|" in empty.protocol and "|missing:empty|" in empty.protocol
-    assert empty.notes == ("1 videos have no prediction: two",)
+    assert empty.notes[1:] == ("1 videos have no prediction: two",)
     drop = score_dense(only, references, metrics=["rouge_l"], missing="drop", tools=tools)
     assert drop.means == {"ROUGE_L": 1, "Precision": 1, "Recall": 1}
-    assert "|videos:1/2|" in drop.protocol
+    assert re.search(r"\|videos:1/2@[0-9a-f]{8}\|tiou:", drop.protocol)
     with pytest.raises(UsageError, match="missing: expected one of error, empty, drop, got 'dorp'"):
         score_dense(only, references, metrics=["rouge_l"], missing="dorp", tools=tools)  # type: ignore[arg-type]
     with pytest.raises(ScoringError, match="none of 2 videos of the references has a prediction"):
         score_dense({}, references, metrics=["rouge_l"], missing="drop", tools=tools)
+
+
+def test_what_is_no_event_is_told(tmp_path: Path, tools: Tools) -> None:
+    def predicted(start: float, stop: float, sentence: str) -> Path:
+        path = tmp_path / "p.json"
+        path.write_text(json.dumps({"results": {"v": [{"timestamp": [start, stop], "sentence": sentence}]}}))
+        return path
+
+    with pytest.raises(
+        DataError, match=r"'v': expected a timestamp \[start, stop\] in seconds and a sentence, got \[nan"
+    ):
+        dense.read_predictions(predicted(float("nan"), 1, "a dog"))
+    events = dense.read_predictions(predicted(5, 1, " "))
+    references = {"v": (dense.Event(0, 10, "a dog"),)}
+    notes = score_dense(events, [references], metrics=["rouge_l"], tools=tools).notes
+    assert "1 videos have predictions that stop before they start: v" in notes
+    assert "1 videos have predictions without a sentence: v" in notes
+
+
+def test_thresholds_stand_in_the_signature(tools: Tools) -> None:
+    some, others = (
+        score_dense(PREDICTIONS, REFERENCES, metrics=["rouge_l"], tools=tools, thresholds=thresholds)
+        for thresholds in ([0.3], [0.3, 0.5])
+    )
+    assert "|tiou:0.3|" in some.signature("ROUGE_L")
+    assert some.signature("ROUGE_L") != others.signature("ROUGE_L")
 
 
 def test_metrics_of_a_set_have_no_score_of_a_video(tools: Tools) -> None:

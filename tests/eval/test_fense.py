@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 from pathlib import Path
@@ -165,10 +166,23 @@ def test_the_signature_tells_the_weights(tools: Tools) -> None:
     report = score({"a": "a dog"}, {"a": ["a dog"]}, metrics=["fense", "bleu"], tools=tools)
     assert report.scores["FENSE"] is not None
     assert re.search(
-        r"\|sbert:sbert@[0-9a-f]{8}\|threshold:0\.9\|echecker:echecker@[0-9a-f]{8}\|penalty:0\.9\|missing:",
+        r"\|sbert:sbert@[0-9a-f]{8}\+[0-9a-f]{8}\|threshold:0\.9\|echecker:echecker@[0-9a-f]{8}\+[0-9a-f]{8}\|penalty:0\.9\|missing:",
         report.signature("FENSE"),
     )
     assert "|reflen:closest|missing:" in report.signature("Bleu_4")
+
+
+def test_how_long_a_sentence_may_be_stands_in_the_signature(tmp_path: Path) -> None:
+    folder = make_sbert(tmp_path / "sbert")
+    lengths = folder / "sentence_bert_config.json"
+    before = SentenceEncoder(str(folder)).version
+    lengths.write_text(json.dumps({"max_seq_length": None}))  # the network's own
+    after = SentenceEncoder(str(folder)).version
+    assert before.partition("+")[0] == after.partition("+")[0]
+    assert before != after
+    lengths.write_text(json.dumps({"max_seq_length": "long"}))
+    with pytest.raises(CheckpointError, match=r"sentence_bert_config\.json: expected max_seq_length.*got 'long'"):
+        SentenceEncoder(str(folder))
 
 
 # The files

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import psutil
@@ -305,3 +306,41 @@ def test_twice_does_not_repeat_a_wrong_answer() -> None:
 
     with pytest.raises(JavaError, match="0,5"):
         twice(work)
+
+
+def test_a_line_that_nobody_asked_for_stops_the_conversation(fake_java: FakeJava) -> None:
+    java = fake_java(
+        """
+        import sys, time
+        for line in sys.stdin:
+            print("A:" + line.strip(), flush=True)
+            if "1" in line:
+                time.sleep(0.5)
+                print("stray", flush=True)
+                print("said", file=sys.stderr, flush=True)
+        """
+    )
+    with JavaChild(java.path, [], name="X", patience_seconds=10) as child:
+        assert child.ask(["1"]) == ["A:1"]
+        while "said" not in child.stderr():
+            time.sleep(0.01)
+        with pytest.raises(JavaError, match="X: expected nothing before a question, got 'stray'"):
+            child.ask(["2"])
+
+
+def test_what_a_child_left_behind_dies_with_it(fake_java: FakeJava, tmp_path: Path) -> None:
+    java = fake_java(f"sleep 300 >/dev/null & echo $! > {tmp_path}/pid; exit 1")
+    with pytest.raises(JavaDiedError), JavaChild(java.path, [], name="X", patience_seconds=10) as child:
+        child.ask(["1"])
+    assert is_gone(int((tmp_path / "pid").read_text()))
+
+
+def test_of_a_stack_trace_the_cause_is_told(fake_java: FakeJava) -> None:
+    trace = "Exception in thread main: no such class" + "".join(f"\\n  at frame{n}" for n in range(9))
+    java = fake_java(f'printf "{trace}\\n" >&2; exit 1')
+    words = "its last words: Exception in thread main: no such class / at frame5"
+    with (
+        pytest.raises(JavaDiedError, match=words),
+        JavaChild(java.path, [], name="X", patience_seconds=10) as child,
+    ):
+        child.ask(["1"])

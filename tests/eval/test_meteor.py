@@ -1,15 +1,18 @@
-"""METEOR's jars, what may befall them, and what is made of their counts."""
+"""METEOR's program, what may befall it, and what is made of its counts."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from avpipe.eval.children import Stop
 from avpipe.eval.java import JavaChild, JavaError
 from avpipe.eval.metric import load
 from avpipe.eval.metrics import meteor
@@ -19,10 +22,12 @@ from .toys import FakeJava, evaluation_of, is_gone, link_meteor
 
 TWO = ({"a": ["a dog"], "b": ["a cat"]}, {"a": "a dog", "b": "cats"})
 
-# Speaks as the jar does, and is content with a caption whose every word is in one reference, in order. What it is
+# Speaks as the program does, and is content with a caption whose every word is in one reference, in order. What it is
 # asked is written down.
 PRETENDER = """
 import json, os, sys
+with open(os.path.join({folder!r}, "started"), "a") as started:
+    started.write(" ".join(sys.argv[-2:]) + "\\n")
 with open(os.path.join({folder!r}, f"{{os.getpid()}}.json"), "w") as asked:
     for line in sys.stdin:
         score, *references, caption = line.rstrip("\\n").split(" ||| ")
@@ -44,7 +49,7 @@ def asked(folder: Path) -> list[list[list[str]]]:
     return [[json.loads(line) for line in path.read_text().splitlines()] for path in folder.glob("*.json")]
 
 
-def test_speaks_the_protocol_of_the_jar(fake_java: FakeJava, tmp_path: Path) -> None:
+def test_speaks_the_protocol_of_the_program(fake_java: FakeJava, tmp_path: Path) -> None:
     result = meteor.compute(evaluation_of(*TWO, Tools(fake_java(pretender(tmp_path)))))
     assert result.corpus == pytest.approx({"METEOR": 2 / 3})  # two words of three, without a gap
     assert result.per_clip == {"METEOR": {"a": 1.0, "b": 0.0}}
@@ -62,13 +67,22 @@ def test_a_reference_that_is_there_twice_is_sent_once(fake_java: FakeJava, tmp_p
     assert asked(tmp_path) == [[["y", "x", "z", "w"], ["x", "x"]]]
 
 
-def test_several_at_once_give_the_clips_in_order(fake_java: FakeJava, tmp_path: Path) -> None:
+def test_one_child_has_as_many_threads_as_cores_or_as_given(
+    fake_java: FakeJava, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(5)), raising=False)
+    java = fake_java(pretender(tmp_path))
+    meteor.compute(evaluation_of(*TWO, Tools(java)))
+    meteor.compute(evaluation_of(*TWO, Tools(java, processes=3)))
+    assert (tmp_path / "started").read_text() == "5 2\n3 2\n"
+
+
+def test_many_clips_come_back_in_order(fake_java: FakeJava, tmp_path: Path) -> None:
     references = {f"clip{number}": [f"word{number}"] for number in range(20)}
     candidates = {key: captions[0] if int(key[4:]) % 3 else "else" for key, captions in references.items()}
-    result = meteor.compute(evaluation_of(references, candidates, Tools(fake_java(pretender(tmp_path)), processes=3)))
+    result = meteor.compute(evaluation_of(references, candidates, Tools(fake_java(pretender(tmp_path)))))
     assert result.per_clip["METEOR"] == {key: float(int(key[4:]) % 3 > 0) for key in references}
     assert list(result.per_clip["METEOR"]) == list(references)
-    assert sorted(map(len, asked(tmp_path))) == [6, 7, 7]
 
 
 @pytest.mark.parametrize(
@@ -86,11 +100,10 @@ def test_fewer_than_one_process_is_refused() -> None:
         Tools(processes=0)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_child_that_was_killed_is_tried_again(fake_java: FakeJava, tmp_path: Path, processes: int) -> None:
+def test_a_child_that_was_killed_is_tried_again(fake_java: FakeJava, tmp_path: Path) -> None:
     good = fake_java(pretender(tmp_path)).path
-    java = fake_java(f"mkdir {tmp_path}/mark 2>/dev/null && kill -9 $$; exec {good}")
-    result = meteor.compute(evaluation_of(*TWO, Tools(java, processes=processes)))
+    java = fake_java(f"mkdir {tmp_path}/mark 2>/dev/null && kill -9 $$; exec {good} 1 2")
+    result = meteor.compute(evaluation_of(*TWO, Tools(java)))
     assert result.per_clip == {"METEOR": {"a": 1.0, "b": 0.0}}
 
 
@@ -103,26 +116,50 @@ def test_a_child_that_hangs_is_killed_and_tried_once_more(fake_java: FakeJava, t
     assert all(map(is_gone, pids))
 
 
+TABLE = gzip.compress(b"".join(b"0.5\nthe dog%d\na dog%d\n" % (number, number) for number in range(9999)))
+LATE = len(TABLE) - 8  # where the checksum is
+
+
+@pytest.mark.parametrize(
+    ("table", "complaint"),
+    [
+        (b"no paraphrases", "ZipException: Not in GZIP format"),
+        (b"", "EOFException"),
+        (TABLE[: len(TABLE) // 2], "EOFException: Unexpected end of ZLIB input stream"),
+        (TABLE[:LATE] + zlib.crc32(b"else").to_bytes(4, "little") + TABLE[LATE + 4 :], "ZipException: Corrupt GZIP"),
+        (gzip.compress(b"0.5\na dog\nthe dog\n0.5\na cat\n"), "EOFException: the last pair of phrases is not whole"),
+        (gzip.compress(b"x" * 200_000), "ZipException: expected lines, got 131072 bytes without an end"),
+    ],
+)
 def test_a_damaged_paraphrase_table_is_not_believed(
-    tools: Tools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tools: Tools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: bytes, complaint: str
 ) -> None:
     # The jar itself prints a stack trace, goes on without paraphrases and answers.
-    link_meteor(tmp_path / "damaged", monkeypatch).write_bytes(b"no paraphrases")
-    with pytest.raises(JavaError, match=r"not to be trusted: java\.util\.zip\.ZipException: Not in GZIP format"):
+    link_meteor(tmp_path / "damaged", monkeypatch).write_bytes(table)
+    said = rf"not to be trusted: cannot read .*paraphrase-en\.gz: java\.[a-z.]+\.{complaint}.*Try: pip install"
+    with pytest.raises(JavaError, match=said):
         meteor.compute(evaluation_of(*TWO, tools))
 
 
+def test_what_goes_on_after_an_exception_is_not_believed(fake_java: FakeJava, tmp_path: Path) -> None:
+    complain = "print('java.io.IOException: no', file=sys.stderr, flush=True)"
+    text = pretender(tmp_path).replace("print(*counts", f"{complain}; print(*counts")
+    with pytest.raises(JavaError, match=r"not to be trusted: java\.io\.IOException: no\. Try"):
+        meteor.compute(evaluation_of(*TWO, Tools(fake_java(text))))
+
+
 # The numbers
+
+NOUNS, VERBS = ("dog", "dogs", "cat", "car", "kids"), ("runs", "running", "sleeps", "cries")
+OTHERS = ("the", "a", "of", "quickly", "and")
 
 
 def scrambled(seed: int, clips: int) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Captions that share much, little or nothing with their references; some are equal to one, some are empty."""
     pick = random.Random(seed)
-    nouns, verbs = ("dog", "dogs", "cat", "car", "kids"), ("runs", "running", "sleeps", "cries")
-    others = ("the", "a", "of", "quickly", "and")
 
     def caption() -> str:
-        return " ".join(pick.choice(pick.choice((nouns, verbs, others))) for _ in range(pick.randrange(1, 9)))
+        return " ".join(pick.choice(pick.choice((NOUNS, VERBS, OTHERS))) for _ in range(pick.randrange(1, 9)))
 
     references = {str(clip): [caption() for _ in range(pick.randrange(1, 5))] for clip in range(clips)}
     candidates = {key: pick.choice((caption(), caption(), own[0], "")) for key, own in references.items()}
@@ -150,7 +187,52 @@ def test_aggregate_is_the_evaluation_of_the_jar(tools: Tools, tmp_path: Path) ->
     assert meteor.aggregate(sums)["METEOR"] == pytest.approx(np.array(wholes, float), rel=0, abs=1e-15)
 
 
-def test_several_jars_give_the_numbers_of_one(tools: Tools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def paraphrases(pick: random.Random) -> bytes:
+    """A table of pairs that match, of pairs that nearly do, and of so many others that it is read in pieces."""
+    words = (*NOUNS, *VERBS, *OTHERS, "n't", "né", "3.5", "elsewhere", "nowhere")
+
+    def phrase() -> str:
+        return " ".join(pick.choices(words, k=pick.randrange(1, 4)))
+
+    pairs = [(phrase(), phrase()) for _ in range(6000)] + [(f"not {number}", "here") for number in range(9000)]
+    pick.shuffle(pairs)
+    return gzip.compress("".join(f"0.5\n{one}\n{other}\n" for one, other in pairs).encode())
+
+
+@pytest.mark.parametrize("threads", [1, 2, 8])
+def test_says_what_the_main_program_of_the_jar_says(
+    tools: Tools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """Byte for byte; also of what it normalises, and of words that are no ASCII."""
+    table = link_meteor(tmp_path / "meteor", monkeypatch)
+    table.write_bytes(paraphrases(random.Random(2)))
+    references, candidates = scrambled(3, 150)
+    pick = random.Random(4)
+    odd = [
+        "it's 3.5 dogs",
+        "don't, né!",
+        "a--b ... the U.S. dog's",
+        "Né 2,000 kids' «a»",
+        "\u2028 x\ty",
+        "|| the |",
+        "&amp;",
+    ]
+    questions = []
+    for key, own in references.items():
+        fields = [" ".join((field, pick.choice([*odd, "", ""]))) for field in (*own, candidates[key])]
+        questions.append(" ||| ".join(("SCORE", *fields)))
+    jar = str(pycocoevalcap_file("meteor", "meteor-1.5.jar"))
+    answers = []
+    (tmp_path / "no.gz").write_bytes(gzip.compress(b""))
+    for at in (table, tmp_path / "no.gz"):
+        arguments = ["-jar", jar, "-", "-", "-stdio", "-l", "en", "-norm", "-a", str(at)]
+        with JavaChild(tools.java.path, arguments, name="METEOR", heap_megabytes=512) as child:
+            answers.append(child.ask(questions))
+    assert meteor._converse(questions, Tools(tools.java, processes=threads), Stop()) == answers[0]
+    assert sum(one != other for one, other in zip(*answers, strict=True)) > 50  # paraphrases matter
+
+
+def test_two_threads_give_the_numbers_of_one(tools: Tools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     link_meteor(tmp_path / "meteor", monkeypatch).write_bytes(gzip.compress(b""))
     references, candidates = scrambled(1, 60)
     doubled = {key: [*own, *own] for key, own in references.items()}

@@ -55,7 +55,7 @@ def test_without_java_others_are_told_of(no_java: None) -> None:
         ptb.tokenise(["a", "a 😀 cat"], Tools())
 
 
-line = st.sampled_from(["a dog", "", "he meets Dr.", "Who", "x 😀", "no.", "5 men", "etc."])
+line = st.sampled_from(["a dog", "", " ", "by J.", "The dog", "he meets Dr.", "Who", "x 😀", "no.", "5 men", "etc."])
 
 
 @given(st.lists(st.lists(line, max_size=5)))
@@ -63,6 +63,11 @@ line = st.sampled_from(["a dog", "", "he meets Dr.", "Who", "x 😀", "no.", "5 
 def test_several_corpora_are_read_as_each_by_itself(corpora: list[list[str]]) -> None:
     tools = Tools(find_java())
     assert ptb.tokenise_several(corpora, tools) == [ptb.tokenise_by_jar(captions, tools) for captions in corpora]
+
+
+def test_what_stands_behind_a_corpus_is_not_read_with_it(tools: Tools) -> None:
+    first, second = ["a dog", "by J.", ""], ["The dog is by N.", "x"]
+    assert ptb.tokenise_several([first, second], tools)[0] == ptb.tokenise(first, tools) == ["a dog", "by j.", ""]
 
 
 # What the jar makes of a line may depend on how the next one begins; None of these is ordinary.

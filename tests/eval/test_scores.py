@@ -38,15 +38,18 @@ REST = "pycocoevalcap:1.2|avpipe:0.1.0"
 
 def test_signature_of_each_score() -> None:
     assert REPORT.signature("CIDEr") == (
-        f"CIDEr|n:2/3|refs:5|split:test@3f2a01bc|tok:ptb3.4.1|idf:refs|missing:drop|{REST}"
+        f"CIDEr|n:2/3@3554d2b8|refs:5|split:test@3f2a01bc|tok:ptb3.4.1|idf:refs|missing:drop|{REST}"
     )
-    assert REPORT.signature("METEOR") == f"METEOR|n:2/3|refs:5|split:test@3f2a01bc|tok:ptb3.4.1|missing:drop|{REST}"
+    assert (
+        REPORT.signature("METEOR")
+        == f"METEOR|n:2/3@3554d2b8|refs:5|split:test@3f2a01bc|tok:ptb3.4.1|missing:drop|{REST}"
+    )
 
 
 def test_protocol_is_what_the_signatures_share() -> None:
     several = replace(REPORT, references_per_clip=(1, 9), split="", java="")
     assert several.protocol == (
-        "n:2/3|refs:1-9|split:@3f2a01bc|tok:ptb3.4.1|missing:drop|pycocoevalcap:1.2|avpipe:0.1.0"
+        "n:2/3@3554d2b8|refs:1-9|split:@3f2a01bc|tok:ptb3.4.1|missing:drop|pycocoevalcap:1.2|avpipe:0.1.0"
     )
 
 

@@ -90,7 +90,7 @@ def test_a_slice_has_its_own_clips_in_the_order_of_the_report() -> None:
     assert list(part.per_clip) == list(part.captions) == ["7", "m0"]
     assert part.scored == 2
     assert part.statistics["bleu"].tolist() == whole().statistics["bleu"][[IDS.index("7"), IDS.index("m0")]].tolist()
-    assert "|n:2/7|" in part.signature("CIDEr")
+    assert "|n:2/7@" in part.signature("CIDEr")
 
 
 def test_what_let_pass_is_told_of_its_own_slice_alone() -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,8 @@ from avpipe.eval.evaluation import Evaluation, TokenisedReferences
 from avpipe.eval.java import Java, JavaError
 from avpipe.eval.metric import load
 from avpipe.eval.metrics import spice
-from avpipe.eval.tools import Tools, pycocoevalcap_file
+from avpipe.eval.parses import Parses
+from avpipe.eval.tools import Tools
 from avpipe.pipeline.errors import MissingPackageError, ScoringError
 
 from .toys import SPICE_PRETENDER, evaluation_of, is_gone, pretended_spice
@@ -205,27 +204,6 @@ def test_spider_is_the_mean_of_cider_and_spice_each_computed_once(tmp_path: Path
     assert load("spider").VERSION == "idf:refs|spice:1.0|corenlp:3.6.0"
 
 
-# The program itself
-
-
-def test_class_runs_on_java_8() -> None:
-    header = (spice.PROGRAM / "SpiceLines.class").read_bytes()[:8]
-    assert header == b"\xca\xfe\xba\xbe\x00\x00\x00\x34"
-
-
-def test_class_is_what_its_source_makes(tmp_path: Path) -> None:
-    """Byte for byte, with the javac of Java 17 to 25."""
-    home = os.environ.get("JAVA_HOME", "")
-    javac = shutil.which("javac") or shutil.which(str(Path(home, "bin", "javac")))
-    if javac is None:
-        pytest.skip("no javac here: SpiceLines.class cannot be made anew")
-    jar = pycocoevalcap_file("spice", "spice-1.0.jar")
-    command = [javac, "--release", "8", "-Xlint:-options", "-g:none", "-cp", f"{jar}:{jar.parent}/lib/*"]
-    source = spice.PROGRAM / "SpiceLines.java"
-    subprocess.run([*command, "-d", str(tmp_path), str(source)], check=True, capture_output=True)
-    assert (tmp_path / "SpiceLines.class").read_bytes() == (spice.PROGRAM / "SpiceLines.class").read_bytes()
-
-
 # The numbers
 
 SCORING = Path(__file__).parents[3] / "shared" / "scoring"
@@ -251,3 +229,12 @@ def test_scores_are_those_that_its_authors_stored(packaged_java: Java) -> None:
     candidates = {str(item["image_id"]): item["test"] for item in reversed(items)}
     result = spice.compute(evaluation_of(references, candidates, Tools(packaged_java)))
     assert result.per_clip["SPICE"] == {key: stored[int(key)]["All"]["f"] for key in references}
+
+
+def test_a_memory_that_holds_nonsense_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AVPIPE_CACHE", str(tmp_path / "cache"))
+    words = {"a": ["a dog"]}, {"a": "a dog"}
+    before = spice.compute(evaluation_of(*words, pretended_spice(tmp_path)))
+    (path,) = (tmp_path / "cache" / "spice").glob("parses-*.sqlite")
+    Parses(path).put({"a dog": [[1]]})
+    assert spice.compute(evaluation_of(*words, pretended_spice(tmp_path))).corpus == before.corpus == {"SPICE": 1.0}

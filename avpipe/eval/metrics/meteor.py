@@ -7,13 +7,16 @@ Author's code: ``meteor-1.5.jar`` and its paraphrase table, as pycocoevalcap 1.2
 machine's locale, and blocks for ever in ``__del__`` after an error.
 
 Deviations, none of which touches a number of sound input:
- - several jars at once, each with a share of the clips. Only SCORE, which compares a caption with its references, is
-   theirs; what EVAL makes of its numbers is computed here (:func:`aggregate`);
+ - the jar's main program is not used: it has one thread, and reads 5 million pairs of paraphrases, which takes 6 s of
+   a core. A small program of ours (``avpipe/eval/jvm/MeteorLines.java``) calls the same classes from several threads,
+   and first takes those pairs out of the table that cannot match, because they hold a word, or two words side by side,
+   that no caption has. Its answers are, byte for byte, those of the main program to SCORE, which compares a caption
+   with its references. What EVAL makes of these is computed here (:func:`aggregate`);
  - a reference that a clip has twice is sent once: the best reference counts, and of equal ones the first;
  - the path of the paraphrase table is given, because the jar looks for it in a wrong place when its own path holds a
    space;
- - when the jar reports an exception it is not believed: with a damaged paraphrase table it would print a stack trace,
-   go on without paraphrases, and give other scores;
+ - a paraphrase table that is damaged, or any exception that is reported, is an error: the jar would print a stack
+   trace, go on without paraphrases, and give other scores;
  - ``|||``, which separates fields in the jar's protocol, becomes a space in references too (the wrapper deletes it, in
    candidates only).
 
@@ -30,12 +33,13 @@ For a corpus all of these are sums over its clips; a clip whose caption is its r
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from avpipe.eval.children import Stop, how_many, spread
+from avpipe.eval.children import Stop, cores
 from avpipe.eval.evaluation import Evaluation
-from avpipe.eval.java import JavaChild, JavaError
+from avpipe.eval.java import PROGRAMS, JavaChild, JavaDiedError, JavaError, twice
 from avpipe.eval.metric import MetricResult
 from avpipe.eval.tools import Tools, pycocoevalcap_file
 
@@ -48,9 +52,8 @@ VERSION = "meteor:1.5"
 JAVA = True
 
 _SEPARATOR = " ||| "
-_HEAP_MEGABYTES = 1024  # 512 is enough, 384 doubles the time
-_PAIRS_A_CHILD = 10_000  # of caption and reference: 2 s of work, against 7 s to read the paraphrase table
-_CORES_A_CHILD = 2  # one compares while another compiles: of two cores, a second child would have nothing to gain
+_HEAP_MEGABYTES = 2048  # for 60,000 captions 256 are enough, for a million 1024
+_UNREADABLE = "cannot read"
 
 _STATISTICS = 23  # numbers in the answer to SCORE: see aggregate
 CHUNKS = 20
@@ -66,15 +69,11 @@ def compute(evaluation: Evaluation) -> MetricResult:
         JavaError: there is no Java, or the jar failed.
     """
     tools = evaluation.tools
-    questions, pairs = [], 0
+    questions = []
     for clip_id, references in evaluation.references.words.items():
         different = dict.fromkeys(map(_field, references))
-        pairs += len(different)
         questions.append(_SEPARATOR.join(("SCORE", *different, _field(evaluation.words[clip_id]))))
-    processes = tools.processes or how_many(
-        pairs, least=_PAIRS_A_CHILD, megabytes=_HEAP_MEGABYTES, cores=_CORES_A_CHILD
-    )
-    lines = spread(lambda share, stop: _converse(share, tools, stop), questions, processes, evaluation.stop)
+    lines = twice(lambda: _converse(questions, tools, evaluation.stop))
     statistics = counts(lines)
     return MetricResult(
         corpus={name: float(score[0]) for name, score in aggregate(statistics.sum(axis=0, keepdims=True)).items()},
@@ -116,7 +115,7 @@ def counts(lines: Sequence[str]) -> npt.NDArray[np.float64]:
     """What :func:`aggregate` sums.
 
     Args:
-        lines: the jar's answers to SCORE.
+        lines: METEOR's answers to SCORE.
 
     Returns:
         ``(clips, 23)``. A caption that is its reference, every word matched and all in one chunk, has no chunk: so
@@ -135,26 +134,39 @@ def counts(lines: Sequence[str]) -> npt.NDArray[np.float64]:
 
 
 def _converse(questions: Sequence[str], tools: Tools, stop: Stop) -> list[str]:
-    """The jar's answers to SCORE."""
+    """What METEOR says to SCORE."""
     jar = pycocoevalcap_file("meteor", "meteor-1.5.jar")
     paraphrases = pycocoevalcap_file("meteor", "data", "paraphrase-en.gz")
-    arguments = ["-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm", "-a", str(paraphrases)]
+    threads = tools.processes or cores()
     with JavaChild(
         tools.java.path,
-        arguments,
+        [
+            "-XX:TieredStopAtLevel=1",  # the better compiler costs more than it gains below 300,000 captions
+            *("-cp", os.pathsep.join(map(str, (PROGRAMS, jar)))),
+            *("MeteorLines", str(paraphrases), str(threads), str(len(questions))),
+        ],
         name="METEOR",
         heap_megabytes=_HEAP_MEGABYTES,
         patience_seconds=tools.patience_seconds,
         stop=stop,
     ) as child:
-        answers = child.ask(questions)
-        complaint = child.stderr()
-    if "Exception" in complaint:
-        raise JavaError(
-            f"METEOR went on after an error, its numbers are not to be trusted: {complaint.strip().splitlines()[0]}. "
-            "Try: pip install --force-reinstall pycocoevalcap==1.2"
-        )
+        try:
+            answers = child.ask(questions)
+        except JavaDiedError:
+            _check(child.stderr(), _UNREADABLE)
+            raise
+        _check(child.stderr(), "Exception")
     return answers
+
+
+def _check(complaints: str, bad: str) -> None:
+    """Raises :class:`JavaError` where a line of complaints has a bad word in it."""
+    for line in complaints.splitlines():
+        if bad in line:
+            raise JavaError(
+                f"METEOR met with an error, its numbers are not to be trusted: {line.strip()}. "
+                "Try: pip install --force-reinstall pycocoevalcap==1.2"
+            )
 
 
 def _field(caption: str) -> str:

@@ -23,8 +23,8 @@ NAMES = ("ROUGE_L",)
 VERSION = "beta:1.2"
 
 _BETA = 1.2
-_ROWS = 4096
-"""References compared at once."""
+_CELLS = 1 << 16
+"""Words of references compared at once: what is at work then stays in the processor's cache."""
 
 
 def compute(evaluation: Evaluation) -> MetricResult:
@@ -37,10 +37,16 @@ def compute(evaluation: Evaluation) -> MetricResult:
     theirs, clips, first_rows = references.words_at_spaces, references.clip_of_row, references.first_rows
     own = references.read(list(evaluation.words.values()), at_spaces_alone=True)
     common = np.empty_like(clips)
-    rows = np.lexsort((own.lengths[clips], theirs.lengths))  # those of a length together, so that little is padded
-    for start in range(0, len(rows), _ROWS):
-        some = rows[start : start + _ROWS]
+    # Those of like lengths on both sides together, so that little is padded: one long caption must not stretch others.
+    magnitudes = np.frexp(own.lengths)[1][clips]
+    rows = np.lexsort((theirs.lengths, magnitudes))
+    start = 0
+    while start < len(rows):
+        alike = rows[start : start + np.searchsorted(magnitudes[rows[start:]], magnitudes[rows[start]], side="right")]
+        cells = theirs.lengths[alike] * np.arange(1, len(alike) + 1)  # of so many, padded to the longest
+        some = alike[: max(int(np.searchsorted(cells, _CELLS, side="right")), 1)]
         common[some] = common_subsequence(own.padded(clips[some], -1), theirs.padded(some, -2))
+        start += len(some)
     best_precision = np.maximum.reduceat(common / own.lengths[clips], first_rows)
     best_recall = np.maximum.reduceat(common / theirs.lengths, first_rows)
     below = best_recall + _BETA**2 * best_precision

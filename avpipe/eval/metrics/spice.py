@@ -34,16 +34,14 @@ from typing import Any
 from avpipe.eval.children import Stop, how_many, spread
 from avpipe.eval.corenlp import find_corenlp, spice_folder
 from avpipe.eval.evaluation import Evaluation, TokenisedReferences
-from avpipe.eval.java import JavaChild, JavaError
+from avpipe.eval.java import PROGRAMS, JavaChild, JavaError
 from avpipe.eval.metric import MetricResult
 from avpipe.eval.parses import Parses
 from avpipe.eval.tools import Tools, pycocoevalcap_file
 
 NAMES = ("SPICE",)
 VERSION = "spice:1.0|corenlp:3.6.0"
-
-PROGRAM = Path(__file__).parents[1] / "jvm"
-"""Folder of ``SpiceLines.class``, and of its source."""
+JAVA = True
 
 _LIBRARIES = (
     "ejml-0.23.jar",
@@ -89,7 +87,8 @@ def compute(evaluation: Evaluation) -> MetricResult:
 
     parsed = references.once(_parsed)
     captions = dict.fromkeys([*words.values(), *chain.from_iterable(references.words.values())])
-    parsed |= memory.get(caption for caption in captions if caption not in parsed)
+    remembered = memory.get(caption for caption in captions if caption not in parsed)
+    parsed |= {caption: parse for caption, parse in remembered.items() if _are_tuples(parse)}
     unknown = [caption for caption in captions if caption not in parsed]
     if unknown:
         processes = tools.processes or how_many(len(unknown), least=_CAPTIONS_A_CHILD, megabytes=_USUAL_MEGABYTES)
@@ -131,7 +130,7 @@ class _Program(JavaChild):
 
 def _program(corenlp: Sequence[Path], tools: Tools, stop: Stop) -> _Program:
     jars = [pycocoevalcap_file("spice", "lib", name) for name in _LIBRARIES]
-    path = [PROGRAM, pycocoevalcap_file("spice", "spice-1.0.jar"), *jars, *corenlp]
+    path = [PROGRAMS, pycocoevalcap_file("spice", "spice-1.0.jar"), *jars, *corenlp]
     return _Program(
         tools.java.path,
         ["-cp", os.pathsep.join(map(str, path)), "SpiceLines"],
@@ -143,11 +142,14 @@ def _program(corenlp: Sequence[Path], tools: Tools, stop: Stop) -> _Program:
     )
 
 
-def _tuples(answer: Any) -> Tuples:
-    is_sound = isinstance(answer, list) and all(
+def _are_tuples(answer: Any) -> bool:
+    return isinstance(answer, list) and all(
         isinstance(one, list) and 1 <= len(one) <= 3 and all(isinstance(word, str) for word in one) for one in answer
     )
-    if not is_sound:
+
+
+def _tuples(answer: Any) -> Tuples:
+    if not _are_tuples(answer):
         raise JavaError(f"SPICE: expected tuples of 1 to 3 words, got {answer!r:.200}")
     tuples: Tuples = answer
     return tuples

@@ -15,6 +15,7 @@ from avpipe.eval.metrics import cider, spice
 
 NAMES = ("SPIDEr",)
 VERSION = f"{cider.VERSION}|{spice.VERSION}"
+JAVA = True
 
 
 def compute(evaluation: Evaluation) -> MetricResult:
