@@ -322,24 +322,22 @@ def _scores(folder: Path, split: str, result: Mapping[str, Any]) -> dict[str, fl
 
 def _unlike(cells: Sequence[CellResult]) -> list[str]:
     """What to say where scores of one metric have other signatures in some runs than in the first that has one."""
-    differences: dict[tuple[str, str], dict[str, list[str]]] = {}
     first: dict[str, tuple[str, str]] = {}
+    others: dict[tuple[str, str, str, str], list[str]] = {}  # runs, by metric and by what is told of them
     for cell in cells:
         for metric, signature in cell.signatures.items():
             run, usual = first.setdefault(metric, (cell.run, signature))
-            if signature == usual:
-                continue
             own, its = signature.split("|"), usual.split("|")
             apart = "|".join(part for part in own if part not in its), "|".join(part for part in its if part not in own)
-            differences.setdefault(apart, {}).setdefault(metric, [run]).append(cell.run)
-    lines = []
-    for (own_parts, usual_parts), by_metric in differences.items():
-        run, *others = next(iter(by_metric.values()))
-        lines.append(
-            f"not scored alike, and not to be compared: {', '.join(by_metric)} of {', '.join(others)} "
-            f"({own_parts}) and of {run} ({usual_parts})"
-        )
-    return lines
+            if any(apart):
+                others.setdefault((metric, run, *apart), []).append(cell.run)
+    metrics: dict[tuple[str, ...], list[str]] = {}
+    for (metric, *told), runs in others.items():
+        metrics.setdefault((*told, ", ".join(runs)), []).append(metric)
+    return [
+        f"not scored alike, and not to be compared: {', '.join(names)} of {runs} ({own}) and of {run} ({usual})"
+        for (run, own, usual, runs), names in metrics.items()
+    ]
 
 
 def _is_captioned(folder: Path, split: str, result: Mapping[str, Any]) -> bool:

@@ -310,10 +310,7 @@ def _score_senses(run: str | None, split: str, how: _How, show: _Show, seed: int
     place = api.open_workspace(workspace)
     run = api.choose_run(place, run)
     found = api.score_senses(place, run, split, seed=seed, with_intervals=show.with_intervals, **how.options())
-    notes = notes_below(found)
-    if show.with_intervals and found.comparison is None:
-        notes.append("no intervals: of one clip nothing can be said of others")
-    show(run, notes, found.to_json(), table(found, percent=show.percent), rows(found))
+    show(run, notes_below(found), found.to_json(), table(found, percent=show.percent), rows(found))
     return found.complete
 
 

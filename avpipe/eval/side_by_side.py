@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ class SideBySide:
 
     Attributes:
         reports: of the same clips.
-        comparison: tests of their differences to the first; ``None``: not asked for.
+        comparison: tests of their differences to the first; ``None``: there are none.
+        untested: why there are none though they were asked for.
 
     Raises:
         ValueError: they are not of the same references with the same metrics, or there is none.
@@ -30,6 +31,7 @@ class SideBySide:
 
     reports: Mapping[str, ScoreReport]
     comparison: Comparison | None = None
+    untested: str = ""
 
     @classmethod
     def of(cls, reports: Mapping[str, ScoreReport], *, with_intervals: bool = False) -> SideBySide:
@@ -37,15 +39,20 @@ class SideBySide:
 
         Args:
             reports: by label.
-            with_intervals: test the differences, too; of one clip there is nothing to test.
+            with_intervals: test the differences, too, where they are of the same clips, and of two or more.
 
         Raises:
             ValueError: see :class:`SideBySide`.
-            ScoringError: they are not of the same clips, and there are to be tests.
         """
-        if not with_intervals or len(reports) < 2 or min(report.scored for report in reports.values()) < 2:
-            return cls(reports)
-        return cls(reports, compare(reports))
+        plain = cls(reports)
+        if not with_intervals or len(reports) < 2:
+            return plain
+        clips = [report.per_clip.keys() for report in reports.values()]
+        if any(own != clips[0] for own in clips):
+            return replace(plain, untested="no tests: clips were left out, and not the same of all")
+        if len(clips[0]) < 2:
+            return replace(plain, untested="no tests: of one clip nothing can be said of others")
+        return replace(plain, comparison=compare(reports))
 
     def __post_init__(self) -> None:
         if len({(report.references_sha256, tuple(report.scores)) for report in self.reports.values()}) != 1:
@@ -149,6 +156,8 @@ def notes_below(side_by_side: SideBySide) -> list[str]:
         changed = [part for part in report.protocol.split("|") if part not in first[1].protocol.split("|")]
         lines.append(f"{label}: {'|'.join(changed) or 'the same protocol'}")
         lines += [line for line in footnotes(report)[1:] if line not in lines]
+    if side_by_side.untested:
+        lines.append(side_by_side.untested)
     if found := side_by_side.comparison:
         own = {f"{label}: {note}" for label, report in side_by_side.reports.items() for note in report.notes}
         lines += [found.method, found.claim, *(line for line in found.notes if line not in own)]

@@ -94,10 +94,19 @@ def test_differences_are_tested_where_asked_for() -> None:
     assert dict(zip(header, row, strict=True))["ROUGE_L_difference_p_holm"] == repr(expected.p_holm)
 
 
-def test_of_one_clip_nothing_is_tested() -> None:
+def test_of_one_clip_and_of_other_clips_nothing_is_tested() -> None:
     one = score({"a": "a dog"}, {"a": ["a dog runs"]}, metrics=["rouge_l"])
-    assert SideBySide.of({"whole": one, "other": one}, with_intervals=True).comparison is None
-    assert "tests" not in SideBySide.of({"whole": one, "other": one}).to_json()["other"]
+    found = SideBySide.of({"whole": one, "other": one}, with_intervals=True)
+    assert found.comparison is None
+    assert notes_below(found)[-1] == "no tests: of one clip nothing can be said of others"
+    assert "tests" not in found.to_json()["other"]
+    references = {clip_id: ["a dog runs"] for clip_id in "abc"}
+    all_of_them, some = (
+        score(dict.fromkeys(ids, "a dog"), references, metrics=["rouge_l"], missing="drop") for ids in ("abc", "ab")
+    )
+    found = SideBySide.of({"whole": all_of_them, "other": some}, with_intervals=True)
+    assert notes_below(found)[-1] == "no tests: clips were left out, and not the same of all"
+    assert SideBySide.of({"whole": all_of_them, "other": some}).untested == ""  # nobody asked
 
 
 def test_reports_of_other_references_do_not_stand_side_by_side() -> None:
