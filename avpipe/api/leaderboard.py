@@ -8,7 +8,7 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,6 +47,7 @@ class CellResult:
         parameters_total: the frozen ones too.
         seconds: that it was trained for, over all calls.
         peak_memory_bytes: see :class:`avpipe.train.loop.TrainResult`.
+        signatures: of the scores, by metric; none of val, which a training always scores in one way.
     """
 
     run: str
@@ -60,6 +61,7 @@ class CellResult:
     parameters_total: int | None = None
     seconds: float | None = None
     peak_memory_bytes: int | None = None
+    signatures: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +132,7 @@ class Leaderboard:
         metrics: the names of the scores that some row has, :data:`METRIC` first.
         rows: see :class:`Row`.
         cells: every run.
+        warnings: scores that were not made alike, and should not be compared.
     """
 
     sweep: str
@@ -138,6 +141,7 @@ class Leaderboard:
     metrics: tuple[str, ...]
     rows: tuple[Row, ...]
     cells: tuple[CellResult, ...]
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as JSON-ready values."""
@@ -197,11 +201,12 @@ class Leaderboard:
     def footnote(self) -> str:
         """What the numbers are."""
         chosen = ", by which that checkpoint was chosen" if self.split == "val" else ""
-        return (
+        what = (
             f"{self.sweep}, {len(self.cells)} runs: mean ± sample standard deviation (number of seeds) of the best "
             f"checkpoint's scores on {self.split}{chosen}. Minutes are those of one run, beside whatever else the "
             "machine did; memory is the most that a run's process held, or its GPU."
         )
+        return "\n\n".join((what, *self.warnings))
 
     def rich(self) -> Table:
         """The table for a terminal."""
@@ -232,7 +237,15 @@ def leaderboard(workspace: Workspace, grid: Grid, split: str = "val") -> Leaderb
     names = dict.fromkeys(metric for row in rows for metric in row.scores)
     metrics = (METRIC, *(name for name in names if name != METRIC))
     rows.sort(key=lambda row: -row.scores[METRIC].mean if METRIC in row.scores else float("inf"))
-    return Leaderboard(sweep=grid.name, split=split, keys=keys, metrics=metrics, rows=tuple(rows), cells=cells)
+    return Leaderboard(
+        sweep=grid.name,
+        split=split,
+        keys=keys,
+        metrics=metrics,
+        rows=tuple(rows),
+        cells=cells,
+        warnings=tuple(_unlike(cells)),
+    )
 
 
 def look(workspace: Workspace, sweep: str, cell: Cell, split: str = "val") -> CellResult:
@@ -253,6 +266,8 @@ def look(workspace: Workspace, sweep: str, cell: Cell, split: str = "val") -> Ce
             known = {key: result[key] for key in ("step", "best_step", "parameters", "parameters_total", "seconds")}
             known["peak_memory_bytes"] = result["peak_memory_bytes"]
             known["scores"] = _scores(folder, split, result)
+            if known["scores"] and split != "val":
+                known["signatures"] = _read(folder / "scores" / f"{split}.json")["signatures"]
             state = "finished"
         elif (folder / "config.yaml").exists():
             state = "begun"
@@ -303,6 +318,26 @@ def _scores(folder: Path, split: str, result: Mapping[str, Any]) -> dict[str, fl
     if not all(name in found for name in expected):
         return {}
     return {name: score for name, score in found.items() if score is not None}
+
+
+def _unlike(cells: Sequence[CellResult]) -> list[str]:
+    """What to say where scores of one metric have other signatures in some runs than in the first that has one."""
+    first: dict[str, tuple[str, str]] = {}
+    others: dict[tuple[str, str, str, str], list[str]] = {}  # runs, by metric and by what is told of them
+    for cell in cells:
+        for metric, signature in cell.signatures.items():
+            run, usual = first.setdefault(metric, (cell.run, signature))
+            own, its = signature.split("|"), usual.split("|")
+            apart = "|".join(part for part in own if part not in its), "|".join(part for part in its if part not in own)
+            if any(apart):
+                others.setdefault((metric, run, *apart), []).append(cell.run)
+    metrics: dict[tuple[str, ...], list[str]] = {}
+    for (metric, *told), runs in others.items():
+        metrics.setdefault((*told, ", ".join(runs)), []).append(metric)
+    return [
+        f"not scored alike, and not to be compared: {', '.join(names)} of {runs} ({own}) and of {run} ({usual})"
+        for (run, own, usual, runs), names in metrics.items()
+    ]
 
 
 def _is_captioned(folder: Path, split: str, result: Mapping[str, Any]) -> bool:

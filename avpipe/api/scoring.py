@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from avpipe.train.checkpoint import LoadedCaptioner
 
 
+SCORED = ("val", "test")
+"""Splits that a run is scored on."""
+
+
 def captions_of(
     workspace: Workspace,
     run: str,
@@ -100,12 +104,13 @@ def score_run(
     Args:
         workspace: where the run lies.
         run: its name.
-        split: which clips.
-        metrics: by name; default: all.
+        split: which clips: those of ``val`` or ``test``.
+        metrics: by name; default: :data:`avpipe.eval.DEFAULT`.
         missing: what a clip without a caption means.
         intersect: a list of ids: score these clips alone. The signature then names the list beside the split.
         idf: what CIDEr counts document frequencies in: ``"train"``, the captions of the dataset's training split, or
-            the path of a file of captions; default: the references. It stands in the signature.
+            the path of a file of captions; default: the references. It stands in the signature, and another corpus in
+            the names of the files.
         senses: what is done to the captioner's senses before; default: nothing. It stands in the signature and in the
             names of the files.
 
@@ -131,6 +136,7 @@ def score_senses(
     intersect: Path | None = None,
     idf: str | None = None,
     seed: int = 0,
+    with_intervals: bool = False,
 ) -> SideBySide:
     """Score a run as it is, without each of its modalities, and with each of them of another clip.
 
@@ -138,7 +144,7 @@ def score_senses(
     as by :func:`score_run`.
 
     Args:
-        workspace: see :func:`score_run`, as for all but ``seed``.
+        workspace: see :func:`score_run`, as for all but the last two.
         run: its name.
         split: which clips.
         metrics: by name; default: all.
@@ -146,6 +152,7 @@ def score_senses(
         intersect: a list of ids.
         idf: what CIDEr counts in.
         seed: of the exchanges.
+        with_intervals: intervals and tests of the differences, too, where there are two clips or more.
 
     Raises:
         UsageError: the run has one modality only; and see :func:`score_run`.
@@ -163,8 +170,10 @@ def score_senses(
 
     plan = _Plan(split=split, metrics=metrics, missing=missing, intersect=intersect, idf=idf)
     reports = _score_each(workspace, run, plan, all_of)
-    table = SideBySide({senses.label: report for senses, report in zip(tried, reports, strict=True)})
-    table.write(workspace.run(run) / "scores", f"{reports[0].split}.senses")
+    table = SideBySide.of(
+        {senses.label: report for senses, report in zip(tried, reports, strict=True)}, with_intervals=with_intervals
+    )
+    table.write(workspace.run(run) / "scores", f"{stem_of(reports[0])}.senses")
     return table
 
 
@@ -182,26 +191,23 @@ class _Plan:
 def _score_each(
     workspace: Workspace, run: str, plan: _Plan, wanted: Callable[[LoadedCaptioner], Sequence[Senses]]
 ) -> list[ScoreReport]:
-    """Caption with some senses each, look at the references once, and score all."""
+    """Caption with some senses each, look at the references once, and score all.
+
+    A look is noted when nothing that can be known before could still stop the scoring.
+    """
     from avpipe.data_manifests.subset import Subset
     from avpipe.eval import DEFAULT, Scorer
+    from avpipe.eval.coverage import ReferenceSet, cover
     from avpipe.eval.metric import find_metrics
-    from avpipe.pipeline.clip import SPLITS
 
-    if plan.split not in SPLITS:
-        raise UnknownNameError("split", plan.split, SPLITS)
-    find_metrics(plan.metrics or DEFAULT)  # a misspelt metric is no look at the test split
+    check_scored_split(plan.split)
+    find_metrics(plan.metrics or DEFAULT)
     name, subset = plan.split, Subset.read(plan.intersect) if plan.intersect else None
     folder = workspace.run(run)
     loaded = _load_best(folder)
     several = wanted(loaded)
-    captions = [captions_of(workspace, run, plan.split, senses=senses, loaded=loaded) for senses in several]
-    looks = 0
-    if plan.split == "test":
-        is_plain = len(several) == 1 and several[0].is_whole
-        done = "" if is_plain else f": {', '.join(senses.label for senses in several)}"
-        looks = note_look(folder, f"score test of {run}{done}")
     dataset = loaded.config.dataset
+    corpus = _corpus(plan.idf, workspace, dataset)
     clips = [clip for clip in clips_of(workspace, dataset, plan.split) if clip.captions]
     if not clips:
         raise UsageError(f"the {plan.split} split of {dataset!r} has no captions to score against")
@@ -210,25 +216,55 @@ def _score_each(
         subset.check()
         name = subset.name_of(plan.split)
     references = {clip.clip_id: clip.captions for clip in clips}
-    tools = tools_for(workspace, dataset, plan.metrics or DEFAULT)
     scorer = Scorer(
         references,
         metrics=plan.metrics or DEFAULT,
         missing=plan.missing,
         split=name,
-        idf=_corpus(plan.idf, workspace, dataset),
-        tools=tools,
+        idf=corpus,
+        tools=tools_for(workspace, dataset, plan.metrics or DEFAULT),
     )
+    whole, captions = ReferenceSet.of(references), []
+    for senses in several:
+        said = captions_of(workspace, run, plan.split, senses=senses, loaded=loaded)
+        captions.append({clip_id: text for clip_id, text in said.items() if clip_id in references})
+    for said in captions:
+        cover(said, whole, plan.missing)
+    looks = 0
+    if plan.split == "test":
+        is_plain = len(several) == 1 and several[0].is_whole
+        done = "" if is_plain else f": {', '.join(senses.label for senses in several)}"
+        looks = note_look(folder, f"score test of {run}{done}")
     reports = []
-    for senses, made in zip(several, captions, strict=True):
-        report = scorer.score({clip_id: text for clip_id, text in made.items() if clip_id in references})
-        report = _noting(report, subset)
+    for senses, said in zip(several, captions, strict=True):
+        report = _noting(scorer.score(said), subset)
         counted = (f"look number {looks} at test of run {run!r} ({LOG})",) if looks else ()
         notes = (*report.notes, *senses.notes(loaded.specs), *counted)
         report = replace(report, senses=senses.signature, notes=notes)
-        report.write(folder / "scores", senses.name_of(name))
+        report.write(folder / "scores", stem_of(report, senses))
         reports.append(report)
     return reports
+
+
+def check_scored_split(split: str) -> None:
+    """Whether a run is scored on this split: what it was trained on says nothing.
+
+    Raises:
+        UnknownNameError: it is not val or test.
+    """
+    if split not in SCORED:
+        raise UnknownNameError("split", split, SCORED, "Of the training clips a run has learned the captions.")
+
+
+def stem_of(report: ScoreReport, senses: Senses | None = None) -> str:
+    """What files about a report on a run are called: ``test``, ``test.without-audio``, ``test.idf-3f2a01bc``.
+
+    So scores that were made otherwise lie beside one another.
+    """
+    from avpipe.pipeline.senses import WHOLE
+
+    idf = "" if report.idf in ("", "refs") else f".idf-{report.idf}"
+    return f"{(senses or WHOLE).name_of(report.split)}{idf}"
 
 
 def score_files(

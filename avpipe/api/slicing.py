@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avpipe.api.places import choose_dataset
-from avpipe.pipeline.errors import UnknownNameError
+from avpipe.api.scoring import check_scored_split, stem_of
 from avpipe.pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -34,12 +34,10 @@ def partitions_of_run(workspace: Workspace, run: str, split: str, names: Sequenc
     """
     from avpipe.data_manifests import manifest
     from avpipe.eval.kinds import check_names, partition
-    from avpipe.pipeline.clip import SPLITS
     from avpipe.train import checkpoint
 
     check_names(names)
-    if split not in SPLITS:
-        raise UnknownNameError("split", split, SPLITS)
+    check_scored_split(split)
     dataset = checkpoint.read(workspace.run(run) / "checkpoints" / "best")[0].dataset
     clips = [clip for clip in manifest.read(workspace.manifest(dataset), splits=[split]).clips if clip.captions]
     facts = _facts(workspace, dataset, {clip.clip_id: clip.captions for clip in clips}, clips, names)
@@ -64,22 +62,30 @@ def partitions_of_files(
     """
     from avpipe.data_manifests import manifest
     from avpipe.eval.coco import read_references
-    from avpipe.eval.kinds import Facts, check_names, partition
+    from avpipe.eval.kinds import Facts, check_holds, check_names, partition
 
     check_names(names, has_manifest=dataset is not None)
     given = read_references(references)
     if workspace is None or dataset is None:
         return tuple(partition(name, Facts(references=given)) for name in dict.fromkeys(names))
     choose_dataset(workspace, dataset)
-    clips = [clip for clip in manifest.read(workspace.manifest(dataset)).clips if clip.clip_id in given]
+    whole = manifest.read(workspace.manifest(dataset)).clips
+    check_holds([clip.clip_id for clip in whole], given)
+    clips = [clip for clip in whole if clip.clip_id in given]
     facts = _facts(workspace, dataset, given, clips, names)
     return tuple(partition(name, facts) for name in dict.fromkeys(names))
 
 
 def slice_run(
-    workspace: Workspace, run: str, report: ScoreReport, partitions: Sequence[Partition], senses: Senses | None = None
+    workspace: Workspace,
+    run: str,
+    report: ScoreReport,
+    partitions: Sequence[Partition],
+    senses: Senses | None = None,
+    *,
+    with_intervals: bool = False,
 ) -> SlicedScores:
-    """Slice the report on a run; written to ``scores/<split>.slices.json`` and ``.csv`` of the run.
+    """Slice the report on a run; written to ``scores/<split>.slices.json`` and ``.csv`` of the run, beside the report.
 
     Args:
         workspace: where the run lies.
@@ -87,15 +93,15 @@ def slice_run(
         report: by :func:`avpipe.api.score_run`.
         partitions: by :func:`partitions_of_run`.
         senses: that the report was made with.
+        with_intervals: see :meth:`avpipe.eval.slices.SlicedScores.of`.
 
     Raises:
         StoreError: they cannot be written.
     """
     from avpipe.eval.slices import SlicedScores
-    from avpipe.pipeline.senses import WHOLE
 
-    sliced = SlicedScores.of(report, partitions)
-    sliced.write(workspace.run(run) / "scores", f"{(senses or WHOLE).name_of(report.split)}.slices")
+    sliced = SlicedScores.of(report, partitions, with_intervals=with_intervals)
+    sliced.write(workspace.run(run) / "scores", f"{stem_of(report, senses)}.slices")
     return sliced
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -104,6 +104,23 @@ def check_names(names: Iterable[str], *, has_manifest: bool = True) -> None:
             )
 
 
+def check_holds(clip_ids: Collection[str], references: Collection[str]) -> None:
+    """Whether a manifest is that of the references' dataset.
+
+    Args:
+        clip_ids: that it holds.
+        references: ids of the clips that have any.
+
+    Raises:
+        DataError: it holds none of them.
+    """
+    if frozenset(clip_ids).isdisjoint(references):
+        raise DataError(
+            f"slices: the manifest holds none of the {len(references)} clips, for example "
+            f"{next(iter(references), None)!r} is not there; is it that of another dataset, or are ids others?"
+        )
+
+
 def partition(name: str, facts: Facts) -> Partition:
     """Tell the clips apart by one thing.
 
@@ -113,11 +130,8 @@ def partition(name: str, facts: Facts) -> Partition:
         DataError: the manifest holds none of the clips.
     """
     check_names([name], has_manifest=bool(facts.clips))
-    if name != "length" and not facts.clips.keys() & facts.references.keys():
-        raise DataError(
-            f"slices: the manifest holds none of the {len(facts.references)} clips, for example "
-            f"{next(iter(facts.references), None)!r} is not there; is it that of another dataset, or are ids others?"
-        )
+    if facts.clips:
+        check_holds(facts.clips, facts.references)
     if name in _LABELS:
         label, order, advice = _LABELS[name]
         labels = {clip_id: label(facts, clip_id) for clip_id in facts.references}

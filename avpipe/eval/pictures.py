@@ -5,6 +5,7 @@ The same numbers give the same file, byte for byte, with one version of matplotl
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avpipe.eval.metric import is_share
+from avpipe.eval.scores import titled
 from avpipe.pipeline.errors import MissingPackageError, UsageError
 from avpipe.pipeline.files import atomic_write
 
@@ -36,11 +38,14 @@ def check_picture(path: Path) -> None:
     """Before long work: whether a picture could be drawn into this file.
 
     Raises:
-        UsageError: its ending is that of no picture that can be drawn.
+        UsageError: its ending is that of no picture that can be drawn, or no folder can be made where it should lie.
         MissingPackageError: matplotlib is not installed.
     """
     if path.suffix.lower() not in _METADATA:
         raise UsageError(f"{path}: expected a file that ends in {', '.join(_METADATA)}")
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UsageError(f"{path}: expected a folder that can be written to; {there} is none")
     if find_spec("matplotlib") is None:
         raise MissingPackageError("pictures need a package that is not here: pip install 'avpipe[plots]'")
 
@@ -53,7 +58,7 @@ def interval_plot(
     Args:
         standings: by system, then by score; scores that are missing everywhere have no panel.
         path: a file ``.svg``, ``.png`` or ``.pdf``.
-        percent: times 100.
+        percent: times 100, but for counts; titles say of which.
         alpha: 1 - alpha is what the intervals hold.
 
     Raises:
@@ -83,7 +88,7 @@ def interval_plot(
                 # Drawn about its own middle: nothing says that a percentile interval holds the score.
                 panel.errorbar((low + high) / 2, row, xerr=(high - low) / 2, fmt="none", ecolor=colour, capsize=3)
                 panel.plot(score, row, "o", color=colour)
-            panel.set_title(name)
+            panel.set_title(titled(name, percent))
             panel.margins(x=0.12)
             panel.locator_params(axis="x", nbins=3)
             panel.grid(axis="x", alpha=0.3)
@@ -91,58 +96,53 @@ def interval_plot(
             panel.set_axis_off()
         panels[0].set_yticks(range(len(standings)), [_short(system) for system in standings])
         panels[0].set_ylim(len(standings) - 0.5, -0.5)
-        figure.supxlabel(f"{'x 100, ' if percent else ''}with {100 * (1 - alpha):g} % intervals", fontsize="small")
+        drawn = [by_metric[name] for by_metric in standings.values() for name in names]
+        with_ends = [standing.low is not None for standing in drawn if standing.score is not None]
+        if any(with_ends):
+            some = "" if all(with_ends) else ", of scores that have one"
+            figure.supxlabel(f"with {100 * (1 - alpha):g} % intervals{some}", fontsize="small")
 
 
 def slice_bars(
-    slices: Mapping[str, Mapping[str, tuple[float, float | None, float | None, int]]],
+    slices: Mapping[str, tuple[float, float | None, float | None, int]],
     path: Path,
     *,
     metric: str,
     percent: bool = False,
+    few: int = 0,
 ) -> None:
-    """Draw one score on several slices of the clips: a group of bars a slice, a bar a system; names stand on
-    the left, where long ones have room.
+    """Draw one score on several slices of the clips: a bar a slice; names stand on the left, where long ones have room.
 
     Args:
-        slices: by name of the slice, then by system: the score, both ends of its interval (``None`` without one), and
-            the number of clips.
+        slices: by name: the score, both ends of its 95 % interval (``None`` without one), and the number of clips.
         path: a file ``.svg``, ``.png`` or ``.pdf``.
         metric: name of the score.
-        percent: times 100.
+        percent: times 100, if it is no count.
+        few: slices of fewer clips are pale, and marked so.
 
     Raises:
         UsageError: another ending, or there is no slice.
         MissingPackageError: matplotlib is not installed.
     """
     check_picture(path)
-    systems = list(dict.fromkeys(system for by_system in slices.values() for system in by_system))
-    if not systems:
+    if not slices:
         raise UsageError(f"{path}: there is no score to draw")
     times = percent and is_share(metric)
-    width = 0.8 / len(systems)
-    longest = max(len(_short(name)) for name in slices)
-    with _drawn(path, (4.2 + 0.08 * longest, 0.8 + len(slices) * (0.24 + 0.2 * len(systems)))) as figure:
+    labels = [f"{_short(name)}, n = {count}{' (few)' if count < few else ''}" for name, (*_, count) in slices.items()]
+    with _drawn(path, (4.2 + 0.08 * max(map(len, labels)), 0.9 + 0.32 * len(slices))) as figure:
         panel = figure.subplots()
-        for index, system in enumerate(systems):
-            bars = [
-                (place, by_system[system]) for place, by_system in enumerate(slices.values()) if system in by_system
-            ]
-            places = [place + (index - (len(systems) - 1) / 2) * width for place, _ in bars]
-            scaled = [_scaled(*bar[:3], times) for _, bar in bars]
-            colour = _COLOURS[index % len(_COLOURS)]
-            panel.barh(places, [score for score, _, _ in scaled], width, color=colour, label=_short(system))
-            for place, (_, low, high) in zip(places, scaled, strict=True):
-                if low < high:
-                    middle, half = (low + high) / 2, (high - low) / 2
-                    panel.errorbar(middle, place, xerr=half, fmt="none", ecolor="#444444", capsize=2)
+        for place, (given, low_end, high_end, count) in enumerate(slices.values()):
+            score, low, high = _scaled(given, low_end, high_end, times)
+            panel.barh(place, score, 0.7, color=_COLOURS[0], alpha=0.4 if count < few else 1)
+            if low < high:
+                middle, half = (low + high) / 2, (high - low) / 2
+                panel.errorbar(middle, place, xerr=half, fmt="none", ecolor="#444444", capsize=2)
         panel.set_ylim(len(slices) - 0.5, -0.5)  # the first on top
-        panel.set_yticks(range(len(slices)), [f"{_short(name)}, {_clips(bars)}" for name, bars in slices.items()])
-        panel.set_xlabel(f"{metric}{' x 100' if times else ''}")
+        panel.set_yticks(range(len(slices)), labels)
+        has_ends = any(low is not None for _, low, _, _ in slices.values())
+        panel.set_xlabel(f"{titled(metric, percent)}{', with 95 % intervals' if has_ends else ''}")
         panel.grid(axis="x", alpha=0.3)
         panel.set_axisbelow(True)
-        if len(systems) > 1:
-            figure.legend(loc="outside upper center", ncols=min(len(systems), 4), frameon=False)
 
 
 @contextmanager
@@ -169,11 +169,9 @@ def _scaled(score: float, low: float | None, high: float | None, percent: bool) 
 
 
 def _short(name: str) -> str:
-    """A name that fits; matplotlib would take what stands between two dollars for a formula."""
-    short = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+    """A name that fits, both its ends, for names of runs differ at either; matplotlib would take what stands between
+    two dollars for a formula.
+    """
+    half = _LONGEST_NAME // 2
+    short = name if len(name) <= _LONGEST_NAME else f"{name[: half - 1]}…{name[-half:]}"
     return short.replace("$", r"\$")
-
-
-def _clips(bars: Mapping[str, tuple[float, float | None, float | None, int]]) -> str:
-    counts = sorted({count for *_, count in bars.values()})
-    return f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}" if counts else "n = 0"

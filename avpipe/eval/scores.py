@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,6 +85,13 @@ class ScoreReport:
         return not self.reasons
 
     @property
+    def idf(self) -> str:
+        """Where the word weights of its metrics come from, as signatures say: ``"refs"``, the hash of another corpus,
+        or nothing, where no metric has any.
+        """
+        return next((found for version in self.metric_versions.values() if (found := idf_of(version))), "")
+
+    @property
     def protocol(self) -> str:
         """How all scores were made: their signatures, without what tells one metric from another."""
         fewest, most = self.references_per_clip
@@ -144,12 +151,7 @@ class ScoreReport:
         Raises:
             StoreError: the disk is full, the folder cannot be written, ...
         """
-        stem = stem or self.split or "scores"
-        summary, table = folder / f"{stem}.json", folder / f"{stem}.csv"
-        with atomic_write(table) as aside:
-            aside.write_text(self._csv(), encoding="utf-8", errors="backslashreplace", newline="")
-        write_json(summary, self.to_json())
-        return summary, table
+        return write_scores(folder, stem or self.split or "scores", self.to_json(), self._csv())
 
     def _csv(self) -> str:
         text = io.StringIO()
@@ -160,50 +162,110 @@ class ScoreReport:
         return text.getvalue()
 
 
+def idf_of(version: str) -> str:
+    """What stands behind ``idf:`` in the version of a metric; nothing where it has no word weights."""
+    return next((part.removeprefix("idf:") for part in version.split("|") if part.startswith("idf:")), "")
+
+
+def write_scores(folder: Path, stem: str, values: Mapping[str, Any], rows: str) -> tuple[Path, Path]:
+    """Write ``<stem>.json`` and ``<stem>.csv``, each whole or not at all.
+
+    Args:
+        folder: made if need be.
+        stem: of both names.
+        values: JSON-ready.
+        rows: the text of the CSV file.
+
+    Returns:
+        Both paths.
+
+    Raises:
+        StoreError: the disk is full, the folder cannot be written, ...
+    """
+    summary, table = folder / f"{stem}.json", folder / f"{stem}.csv"
+    with atomic_write(table) as aside:
+        aside.write_text(rows, encoding="utf-8", errors="backslashreplace", newline="")
+    write_json(summary, values)
+    return summary, table
+
+
+def titled(name: str, percent: bool) -> str:
+    """The name of a score, and that it is printed times 100 where it is; counts never are."""
+    from avpipe.eval.metric import is_share
+
+    return f"{name} x 100" if percent and is_share(name) else name
+
+
+def digits(value: float | None) -> str:
+    """A number for programs, as it is; nothing if there is none."""
+    return "" if value is None else repr(value)
+
+
 def table(
     report: ScoreReport,
     *,
     percent: bool = False,
     intervals: Mapping[str, tuple[float, float]] | None = None,
-    exact: bool = False,
-    notes: Sequence[str] = (),
 ) -> Table:
-    """The scores as a table; :func:`footnotes` belong below it, or among its notes.
+    """The scores as a table for people; :func:`footnotes` belong below it, or among its notes.
 
     Args:
         report: what to show.
         percent: times 100, as papers print.
         intervals: of :func:`avpipe.eval.comparison.intervals`; a column more.
-        exact: for programs: all digits, and both ends of an interval in columns of their own.
-        notes: lines to stand below.
     """
     from avpipe.eval.metric import is_share
     from avpipe.eval.tables import Table, interval, number
 
-    ends = intervals or {}
-    times = {name: percent and is_share(name) for name in report.scores}
-    if exact:
-        values = {name: (score, *ends.get(name, (None, None))) for name, score in report.scores.items()}
-        digits = [
-            [name, *("" if x is None else repr(100 * x if times[name] else x) for x in several)]
-            for name, several in values.items()
-        ]
-        return Table(header=["metric", "score", "low", "high"], rows=digits, notes=notes)
-    header = ["metric", "x 100" if percent else "score", *(["95 % interval"] if intervals is not None else [])]
+    header = ["metric", "score", *(["95 % interval"] if intervals is not None else [])]
     rows = []
     for name, score in report.scores.items():
-        within = [interval(*ends.get(name, (None, None)), percent=times[name])] if intervals is not None else []
-        rows.append([name, number(score, percent=times[name]), *within])
-    return Table(header=header, rows=rows, notes=notes)
+        times = percent and is_share(name)
+        within = [] if intervals is None else [interval(*intervals.get(name, (None, None)), percent=times)]
+        rows.append([titled(name, percent), number(score, percent=times), *within])
+    return Table(header=header, rows=rows)
+
+
+def long_table(report: ScoreReport, intervals: Mapping[str, tuple[float, float]] | None = None) -> Table:
+    """The scores for programs, a row a score: all digits, both ends of its interval, and its signature.
+
+    Args:
+        report: what to show.
+        intervals: see :func:`table`.
+    """
+    from avpipe.eval.tables import Table
+
+    ends = intervals or {}
+    rows = [
+        [name, *map(digits, (score, *ends.get(name, (None, None)))), report.signature(name)]
+        for name, score in report.scores.items()
+    ]
+    return Table(header=["metric", "score", "low", "high", "signature"], rows=rows)
 
 
 def footnotes(report: ScoreReport) -> list[str]:
-    """Lines to print below the table: the protocol, why a score is missing, and what else a reader should know."""
-    reasons: dict[str, list[str]] = {}
-    for name, reason in report.reasons.items():
-        reasons.setdefault(reason, []).append(name)
+    """Lines to print below the table: the protocol, what of its signature each metric has beside that, why a score is
+    missing, and what else a reader should know.
+    """
     return [
         report.protocol,
-        *(f"no {', '.join(names)}: {reason}" for reason, names in reasons.items()),
+        *versions_line(report.metric_versions),
+        *(f"no {', '.join(names)}: {reason}" for reason, names in _turned(report.reasons).items()),
         *report.notes,
     ]
+
+
+def versions_line(metric_versions: Mapping[str, str]) -> list[str]:
+    """What tells one metric's signature from another's, in one line, or none where nothing does:
+    ``CIDEr idf:refs; METEOR meteor:1.5|java:17``.
+    """
+    known = [f"{', '.join(names)} {version}" for version, names in _turned(metric_versions).items() if version]
+    return ["; ".join(known)] if known else []
+
+
+def _turned(values: Mapping[str, str]) -> dict[str, list[str]]:
+    """Names by value."""
+    found: dict[str, list[str]] = {}
+    for name, value in values.items():
+        found.setdefault(value, []).append(name)
+    return found

@@ -85,6 +85,7 @@ class Scorer:
         self._idf = None if idf is None else ReferenceSet.of(idf)
         self._tokenised: TokenisedReferences | None = None
         self._tokenised_idf: TokenisedReferences | None = None
+        self._told: set[str] = set()  # reasons that were logged: once, however many systems are scored
 
     def score(self, predictions: Predictions) -> ScoreReport:
         """Score one system's captions; see :func:`score`.
@@ -95,7 +96,9 @@ class Scorer:
         """
         covered = cover(predictions, self._references, self._missing)
         ran = self._run(covered)
-        _complain(ran.reasons, strict=self._strict)
+        untold = {name: reason for name, reason in ran.reasons.items() if self._strict or reason not in self._told}
+        _complain(untold, strict=self._strict)
+        self._told |= set(untold.values())
         corpus = {name: value for result in ran.results.values() for name, value in result.corpus.items()}
         by_clip = {name: values for result in ran.results.values() for name, values in result.per_clip.items()}
         versions = {key: result.version for key, result in ran.results.items()}

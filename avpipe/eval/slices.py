@@ -8,22 +8,20 @@ the score of the whole.
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from avpipe.eval.comparison import FEW_CLIPS, intervals
 from avpipe.eval.kinds import EXTRA, Partition
 from avpipe.eval.metric import aggregate, find_metrics, is_of_the_set, is_share
-from avpipe.eval.scores import ScoreReport
+from avpipe.eval.scores import ScoreReport, digits, idf_of, titled, write_scores
 from avpipe.eval.tables import Cell, Table, interval, number
 from avpipe.pipeline.errors import UnknownNameError
-from avpipe.pipeline.files import atomic_write, write_json
 
-FEW = 30
-"""Clips: a slice of fewer says little, and is marked so."""
+Intervals = Mapping[str, tuple[float, float]]
+"""Both ends, by score."""
 
 OF_THE_SET = "it belongs to the set of captions as a whole"
 
@@ -90,15 +88,23 @@ class SlicedScores:
         whole: on all clips.
         slices: by partition, then by slice.
         notes: what a reader should know.
+        intervals: 95 % bootstrap intervals by partition and slice, of all clips at ``("", "all")``; empty: not asked
+            for. A slice of few clips has none: it would be too narrow.
     """
 
     whole: ScoreReport
     slices: Mapping[str, Mapping[str, ScoreReport]]
     notes: tuple[str, ...]
+    intervals: Mapping[tuple[str, str], Intervals] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, report: ScoreReport, partitions: Sequence[Partition]) -> SlicedScores:
+    def of(cls, report: ScoreReport, partitions: Sequence[Partition], *, with_intervals: bool = False) -> SlicedScores:
         """Score every slice.
+
+        Args:
+            report: on all clips.
+            partitions: of them.
+            with_intervals: of each score, too.
 
         Raises:
             ValueError: a scored clip is in no group of a partition.
@@ -109,19 +115,34 @@ class SlicedScores:
                 raise ValueError(f"{each.name}: expected every scored clip in a group, got none for {min(lost)!r}")
         slices = {each.name: slice_scores(report, each.groups) for each in partitions}
         few = any(is_few(part) for parts in slices.values() for part in parts.values())
-        notes = [f"few: under {FEW} clips"] if few else []
+        notes = [f"few: under {FEW_CLIPS} clips{', too few for an interval' if with_intervals else ''}"] if few else []
         notes += [*_notes(report), *(note for each in partitions for note in each.notes)]
-        return cls(whole=report, slices=slices, notes=tuple(notes))
+        sliced = cls(whole=report, slices=slices, notes=tuple(notes))
+        if not with_intervals:
+            return sliced
+        wanted = [(name, label, part) for name, label, part in sliced if part.scored > 1]
+        found = {(name, label): intervals(part) for name, label, part in wanted if part is report or not is_few(part)}
+        return replace(sliced, intervals=found)
+
+    def __iter__(self) -> Iterator[tuple[str, str, ScoreReport]]:
+        """Partition, slice and report, first of all clips: ``("", "all", whole)``."""
+        yield "", "all", self.whole
+        for name, parts in self.slices.items():
+            for label, part in parts.items():
+                yield name, label, part
 
     def to_json(self) -> dict[str, Any]:
         """As JSON-ready values, by partition and slice."""
+
+        def told(name: str, label: str, part: ScoreReport) -> dict[str, Any]:
+            few = {} if part is self.whole else {"few": is_few(part)}
+            own = {"intervals": self.intervals.get((name, label), {})} if self.intervals else {}
+            return {"n": part.scored, **few, "scores": dict(part.scores), **own}
+
         return {
-            "whole": {"n": self.whole.scored, "scores": dict(self.whole.scores)},
+            "whole": told("", "all", self.whole),
             "slices": {
-                name: {
-                    label: {"n": part.scored, "few": is_few(part), "scores": dict(part.scores)}
-                    for label, part in parts.items()
-                }
+                name: {label: told(name, label, part) for label, part in parts.items()}
                 for name, parts in self.slices.items()
             },
             "signatures": {name: self.whole.signature(name) for name in self.whole.scores},
@@ -137,59 +158,57 @@ class SlicedScores:
         Raises:
             StoreError: the disk is full, the folder cannot be written, ...
         """
-        summary, rows = folder / f"{stem}.json", folder / f"{stem}.csv"
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["kind", "slice", "n", "few", *self.whole.scores])
-        writer.writerow(["", "all", self.whole.scored, "", *self.whole.scores.values()])
-        for name, parts in self.slices.items():
-            for label, part in parts.items():
-                writer.writerow([name, label, part.scored, "few" if is_few(part) else "", *part.scores.values()])
-        with atomic_write(rows) as aside:
-            aside.write_text(text.getvalue(), encoding="utf-8", errors="backslashreplace", newline="")
-        write_json(summary, self.to_json())
-        return summary, rows
+        return write_scores(folder, stem, self.to_json(), rows(self).csv())
 
 
 def is_few(part: ScoreReport) -> bool:
     """Whether a slice has so few clips that its scores say little."""
-    return part.scored < FEW
+    return part.scored < FEW_CLIPS
 
 
 def table(sliced: SlicedScores, *, percent: bool = False, with_intervals: bool = False) -> Table:
-    """The slices as a table; the notes belong below it.
+    """The slices as a table for people; the notes belong below it.
 
     Args:
         sliced: what to show.
         percent: times 100, as papers print.
-        with_intervals: each score's 95 % bootstrap interval below it, where a slice has two clips or more.
+        with_intervals: below each score, where there is one.
     """
 
-    def row(label: str, part: ScoreReport) -> list[Cell]:
-        found = _intervals(part) if with_intervals else {}
-        few = " few" if part is not sliced.whole and is_few(part) else ""
-        cells = [label, f"{part.scored}{few}"]
-        for name, score in part.scores.items():
-            times = percent and is_share(name)
-            ends = f"\n{interval(*found[name], percent=times)}" if name in found else ""
+    def row(name: str, label: str, part: ScoreReport) -> list[Cell]:
+        found = sliced.intervals.get((name, label), {}) if with_intervals else {}
+        few = " few" if name and is_few(part) else ""
+        cells = [_shown(name, label), f"{part.scored}{few}"]
+        for metric, score in part.scores.items():
+            times = percent and is_share(metric)
+            ends = f"\n{interval(*found[metric], percent=times)}" if metric in found else ""
             cells.append(f"{number(score, percent=times)}{ends}")
-        return [Cell(text, bold=part is sliced.whole) for text in cells]
+        return [Cell(text, bold=not name) for text in cells]
 
-    rows = [row("all", sliced.whole)]
-    for name, parts in sliced.slices.items():
-        rows += [row(f"{name.removeprefix(EXTRA)}: {label}", part) for label, part in parts.items()]
-    return Table(header=["x 100" if percent else "", "n", *sliced.whole.scores], rows=rows)
+    header = ["", "n", *(titled(metric, percent) for metric in sliced.whole.scores)]
+    return Table(header=header, rows=[row(*each) for each in sliced])
 
 
-def bars(
-    sliced: SlicedScores, metric: str, system: str
-) -> dict[str, dict[str, tuple[float, float | None, float | None, int]]]:
-    """One score of each slice with its interval, for :func:`avpipe.eval.pictures.slice_bars`.
+def rows(sliced: SlicedScores) -> Table:
+    """The slices for programs: all digits, and both ends of an interval in columns of their own."""
+    metrics = list(sliced.whole.scores)
+    ends = [f"{metric}{end}" for metric in metrics for end in ("_low", "_high")] if sliced.intervals else []
+    lines = []
+    for name, label, part in sliced:
+        found = sliced.intervals.get((name, label), {})
+        both = [end for metric in metrics for end in found.get(metric, (None, None))] if sliced.intervals else []
+        few = "few" if name and is_few(part) else ""
+        lines.append([name, label, str(part.scored), few, *map(digits, (*part.scores.values(), *both))])
+    return Table(header=["kind", "slice", "n", "few", *metrics, *ends], rows=lines)
+
+
+def bars(sliced: SlicedScores, metric: str) -> dict[str, tuple[float, float | None, float | None, int]]:
+    """One score of each slice, both ends of its interval, and the number of clips, for
+    :func:`avpipe.eval.pictures.slice_bars`.
 
     Args:
         sliced: what to draw.
         metric: name of the score.
-        system: whose scores they are.
 
     Raises:
         UnknownNameError: there is no such score.
@@ -197,38 +216,31 @@ def bars(
     if metric not in sliced.whole.scores:
         raise UnknownNameError("score", metric, list(sliced.whole.scores))
     found = {}
-    several = {"all": sliced.whole} | {
-        f"{name.removeprefix(EXTRA)}: {label}": part
-        for name, parts in sliced.slices.items()
-        for label, part in parts.items()
-    }
-    for label, part in several.items():
+    for name, label, part in sliced:
         score = part.scores[metric]
+        low, high = sliced.intervals.get((name, label), {}).get(metric, (None, None))
         if score is not None:
-            low, high = _intervals(part).get(metric, (None, None))
-            found[label] = {system: (score, low, high, part.scored)}
+            found[_shown(name, label)] = (score, low, high, part.scored)
     return found
 
 
-def _intervals(part: ScoreReport) -> dict[str, tuple[float, float]]:
-    from avpipe.eval.comparison import intervals
-
-    return intervals(part) if part.scored > 1 else {}
+def _shown(name: str, label: str) -> str:
+    return f"{name.removeprefix(EXTRA)}: {label}" if name else label
 
 
 def _notes(report: ScoreReport) -> list[str]:
     """What is not the same in a slice as it is in the whole."""
     notes = []
-    with_idf = [name for name, version in report.metric_versions.items() if "idf:" in version]
-    if with_idf:
-        notes.append(f"{', '.join(with_idf)}: words weigh in each slice what they weigh in the whole reference set")
+    by_refs = [name for name, version in report.metric_versions.items() if idf_of(version) == "refs"]
+    if by_refs:
+        notes.append(f"{', '.join(by_refs)}: words weigh in each slice what they weigh in the whole reference set")
     by_module = {name: next(iter(find_metrics([name]))) for name in report.scores}
     for name, score in report.scores.items():
         if score is None:
             continue
         if is_of_the_set(by_module[name]):
             notes.append(f"{name}: none of a slice, {OF_THE_SET}")
-        elif by_module[name] not in report.statistics:
+        elif by_module[name] not in report.statistics:  # hence a mean, unless somebody's own metric keeps no contract
             mean = sum(scores[name] for scores in report.per_clip.values()) / report.scored
             if abs(mean - score) > 1e-9:
                 notes.append(f"{name}: of a slice the mean of its clips' scores, which of the whole is {mean:.4f}")

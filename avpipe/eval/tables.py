@@ -5,17 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
     from rich.table import Table as RichTable
 
 Format = Literal["markdown", "latex", "csv"]
 
 NONE = "none"
 """What stands for a score that could not be computed."""
+
+_WIDE = 20
+"""Letters that a column of words and a title have in a narrow terminal before they are folded."""
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -39,7 +43,7 @@ class Cell:
 
     Attributes:
         text: what stands in it, in plain letters; a line break is one in the terminal, and elsewhere a space.
-        bold: the best of its column.
+        bold: what stands out: the best, or what the others are parts of.
     """
 
     text: str
@@ -98,19 +102,53 @@ class Table:
         writer.writerows([" ".join(cell.text.split()) for cell in row] for row in self._cells())
         return text.getvalue()
 
-    def __rich__(self) -> RichTable:
-        """For the terminal, when it is printed by rich; notes belong below it."""
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RichTable]:
+        """For the terminal, when it is printed by rich; notes belong below it.
+
+        Columns that do not fit beside one another stand in several tables, each with the words on the left. A long word
+        is folded; no number is, unless it alone is wider than the terminal.
+        """
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        grid = RichTable()
-        for index, title in enumerate(self.header):
-            is_word = self._is_word(index)
-            # Folded: nothing is cut off.
-            grid.add_column(Text(title), justify="left" if is_word else "right", no_wrap=not is_word, overflow="fold")
-        for row in self._cells():
-            grid.add_row(*(Text(cell.text, style=_style(cell)) for cell in row))
-        return grid
+        cells = self._cells()
+        for columns, widths in self._parts(options.max_width):
+            grid = RichTable()
+            for index, width in zip(columns, widths, strict=True):
+                justify: Literal["left", "right"] = "left" if self._is_word(index) else "right"
+                grid.add_column(Text(self.header[index]), justify=justify, width=width, overflow="fold")
+            for row in cells:
+                grid.add_row(*(Text(row[index].text, style=_style(row[index])) for index in columns))
+            yield grid
+
+    def _parts(self, room: int) -> list[tuple[list[int], list[int]]]:
+        """Which columns stand beside one another in a terminal of a width, and how wide each is."""
+        from rich.cells import cell_len
+
+        def widest(texts: Iterable[str]) -> int:
+            return max((cell_len(line) for text in texts for line in text.splitlines()), default=0)
+
+        widths = [widest(cell.text for cell in column) for column in zip(*self._cells(), strict=True)]
+        widths = widths or [0] * len(self.header)
+        heads = [widest([title]) for title in self.header]
+        words = [max(width, head) for width, head in zip(widths, heads, strict=True)][: self.words]
+        numbers = [max(width, min(head, _WIDE)) for width, head in zip(widths, heads, strict=True)][self.words :]
+        frame = 3  # of each column: a line and two blanks; and one line more
+        least = sum(min(width, _WIDE) + frame for width in words) + 1
+        parts: list[list[int]] = [[]]
+        for index, width in enumerate(numbers):
+            taken = sum(numbers[other] + frame for other in parts[-1])
+            if parts[-1] and least + taken + width + frame > room:
+                parts.append([])
+            parts[-1].append(index)
+        found = []
+        for part in parts:
+            own = [*words, *(numbers[index] for index in part)]
+            while sum(own) + frame * len(own) + 1 > room and max(own) > 1:
+                wide = [index for index in range(self.words) if own[index] > _WIDE] or range(len(own))
+                own[max(wide, key=lambda index: own[index])] -= 1
+            found.append(([*range(self.words), *(self.words + index for index in part)], own))
+        return found
 
     def _cells(self) -> list[list[Cell]]:
         return [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in self.rows]
@@ -124,7 +162,8 @@ def number(value: float | None, *, percent: bool = False, signed: bool = False) 
     if value is None:
         return NONE
     sign = "+" if signed else ""
-    return f"{100 * value:{sign}.2f}" if percent else f"{value:{sign}.4f}"
+    # z: what is rounded to zero has no minus.
+    return f"{100 * value:{sign}z.2f}" if percent else f"{value:{sign}z.4f}"
 
 
 def interval(low: float | None, high: float | None, *, percent: bool = False, signed: bool = False) -> str:
@@ -151,8 +190,8 @@ def _escaped(text: str) -> str:
 
 
 def _latex(cell: Cell) -> str:
-    """Escaped. A bracket after a line's end would be read as an option of it; a hyphen is no minus sign."""
+    """Escaped. A bracket or a star after a line's end would be read as an option of it; a hyphen is no minus sign."""
     text = "".join(_LATEX.get(character, character) for character in " ".join(cell.text.split()))
     text = _NEGATIVE.sub("$-$", text)
-    text = f"{{[}}{text[1:]}" if text.startswith("[") else text
+    text = f"{{{text[0]}}}{text[1:]}" if text.startswith(("[", "*")) else text
     return rf"\textbf{{{text}}}" if cell.bold and text else text

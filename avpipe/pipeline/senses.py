@@ -60,10 +60,11 @@ class Exchanged:
 def partners(clip_ids: Sequence[str], seed: int, kind_of: Mapping[str, str] | None = None) -> dict[str, str]:
     """Another clip for each: all stand in a circle, drawn from the seed, and take what the next one has.
 
-    So nobody has his own, and everything is still there once.
+    So nobody has his own, and everything is still there once. (Of a kind with one clip: the only one of its kind takes
+    what another also gets, and what it had is gone.)
 
     Args:
-        clip_ids: two or more.
+        clip_ids: two or more, or none at all.
         seed: of the draw.
         kind_of: of each clip; a circle for each kind. The only one of its kind takes from the first of another.
 
@@ -183,11 +184,16 @@ class Senses:
             kind_of: exchange among clips of a kind; see :func:`partners`.
 
         Raises:
-            DataError: a single clip has any of what is to be exchanged.
+            DataError: a single clip has any of what is to be exchanged, or none has.
         """
         specs = {name: source.spec for name, source in sources.items()}
         gone, exchanged = sets_of(specs, self.dropped), sets_of(specs, self.shuffled)
         having = [clip_id for clip_id in clip_ids if any(clip_id in sources[name] for name in exchanged)]
+        if exchanged and clip_ids and not having:
+            raise DataError(
+                f"shuffle: none of the {len(clip_ids)} clips has {' or '.join(sorted(exchanged))}; there is nothing to "
+                f"exchange, and the captions would be those of --drop {','.join(self.shuffled)}"
+            )
         others = partners(having, self.seed, kind_of)
         found: dict[str, FeatureSource] = {}
         for name, source in sources.items():

@@ -36,6 +36,7 @@ from avpipe.pipeline.files import sha256, storage_errors, write_json
 from avpipe.train import decoders, fusions
 from avpipe.train.captioner import Captioner
 from avpipe.train.config import RunConfig, check
+from avpipe.train.decoders._pretrained import replaced_later
 from avpipe.train.tokenizer import Tokenizer
 
 MODEL_FILE, CONFIG_FILE, STATE_FILE, COMPLETE_FILE = "model.safetensors", "config.json", "trainer.pt", "complete.json"
@@ -175,7 +176,8 @@ def load(folder: Path) -> LoadedCaptioner:
     """
     config, specs, name = read(folder)
     tokenizer = Tokenizer.load(folder)
-    captioner = build(config, specs, tokenizer)
+    with replaced_later():
+        captioner = build(config, specs, tokenizer)
     load_weights(captioner, folder)
     captioner.eval()
     return LoadedCaptioner(captioner=captioner, tokenizer=tokenizer, config=config, specs=specs, name=name)

@@ -396,7 +396,8 @@ def test_score_gives_intervals_and_forms(avpipe: Avpipe, files: Path) -> None:
         f"| CIDEr | {cider} | {shown} |",
     ]
     exact = plain["scores"]["CIDEr"]
-    assert avpipe("score", *words, "--format", "csv").out == f"metric,score,low,high\nCIDEr,{exact!r},,\n"
-    said = avpipe("score", *words, "--format", "csv", "--percent", "--intervals").out
-    assert said.splitlines()[1] == f"CIDEr,{100 * exact!r},{100 * low!r},{100 * high!r}"
+    line = f"CIDEr,{exact!r},{low!r},{high!r},{plain['signatures']['CIDEr']}"
+    said = avpipe("score", *words, "--format", "csv", "--intervals").out
+    assert said.splitlines() == ["metric,score,low,high,signature", line]
+    assert f"CIDEr,{exact!r},,,CIDEr|" in avpipe("score", *words, "--format", "csv").out
     assert r"\toprule" in avpipe("score", *words, "--format", "latex").out

@@ -27,23 +27,42 @@ PACKAGE = Path(__file__).parents[2] / "avpipe"
 TRAINING = ("api/training.py", "api/sweeping.py", "api/sweep_worker.py", "train/**/*.py")
 
 
+READERS = ("avpipe.data_manifests.manifest", "avpipe.api.preparing")
+ALLOWED = {"TrainingClips", "read_for_training"}
+
+
 def reads_clips(source: str) -> bool:
-    """Whether a file reads clips in any way but that of a training."""
-    tree = ast.parse(source)
-    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    of_manifest = {
-        func.attr
-        for func in calls
-        if isinstance(func, ast.Attribute) and isinstance(func.value, ast.Name) and func.value.id == "manifest"
-    }
-    imported = {
-        alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom)
-        and node.module in ("avpipe.data_manifests.manifest", "avpipe.api.preparing")
-        for alias in node.names
-    }
-    return bool(of_manifest - {"read_for_training"} or imported - {"TrainingClips", "read_for_training"})
+    """Whether a file reads clips in any way but that of a training, by whatever name it calls what it imports."""
+    nodes = list(ast.walk(ast.parse(source)))
+    modules = {"manifest"}  # names that stand for one of the readers
+    packages = set()  # names from which one can be reached by dots
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if node.module in READERS and alias.name not in ALLOWED:
+                    return True
+                if f"{node.module}.{alias.name}" in READERS:
+                    modules.add(alias.asname or alias.name)
+                elif any(reader.startswith(f"{node.module}.{alias.name}.") for reader in READERS):
+                    packages.add(alias.asname or alias.name)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name in READERS and alias.asname:
+                    modules.add(alias.asname)
+                elif alias.name.partition(".")[0] == "avpipe":
+                    packages.add(alias.asname or "avpipe")
+        elif isinstance(node, ast.Call) and any(
+            isinstance(value, ast.Constant) and value.value in READERS for value in node.args
+        ):
+            return True  # import_module(...)
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and node.attr not in ALLOWED:
+            *path, module = ast.unparse(node.value).split(".")
+            if not path and module in modules:
+                return True
+            if path and path[0] in packages and module in {reader.rpartition(".")[2] for reader in READERS}:
+                return True
+    return False
 
 
 def test_code_that_trains_reads_clips_in_one_way() -> None:
@@ -59,10 +78,30 @@ def test_code_that_trains_reads_clips_in_one_way() -> None:
         "manifest.read(path, splits=['test'])",
         "from avpipe.data_manifests.manifest import read",
         "from avpipe.api.preparing import clips_of",
+        "from avpipe.data_manifests.manifest import *",
+        "from avpipe.data_manifests import manifest as m\nm.read(path)",
+        "from avpipe.data_manifests import manifest\nread = manifest.read",
+        "import avpipe.data_manifests.manifest as m\nm.read(path)",
+        "import avpipe.data_manifests.manifest\navpipe.data_manifests.manifest.read(path)",
+        "from avpipe import data_manifests\ndata_manifests.manifest.read(path)",
+        "from avpipe.api import preparing\npreparing.clips_of(workspace)",
+        "importlib.import_module('avpipe.data_manifests.manifest').read(path)",
     ],
 )
 def test_code_that_trains_reads_clips_in_one_way_fails(source: str) -> None:
     assert reads_clips(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from avpipe.data_manifests import manifest as m\nm.read_for_training(path)",
+        "from avpipe.data_manifests.manifest import TrainingClips",
+        "path.read(); config.manifest",
+    ],
+)
+def test_a_training_may_read_as_a_training(source: str) -> None:
+    assert not reads_clips(source)
 
 
 @pytest.mark.parametrize("place", ["train_clips", "val_clips"])

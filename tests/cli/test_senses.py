@@ -174,18 +174,81 @@ def test_captions_are_made_once_for_each_checkpoint(avpipe: Avpipe, used: Worksp
         ("-p p.json --references r.json --senses", "--drop, --shuffle and --senses caption anew, which takes a run"),
         ("-p p.json --references r.json --slices audio", "of a file of references only 'length' is known. Say whose"),
         ("-p p.json --references r.json --dataset toy", "for --slices, which was not given"),
+        ("-p p.json --references r.json --split bogus", "is no split of a run; it does not go with --split"),
+        ("-p p.json --references r.json --shuffle-seed 1", "got a file of predictions and --shuffle-seed"),
+        ("--run both --shuffle-seed 0", "--shuffle-seed draws the other clips of --shuffle and --senses, of which"),
+        ("--run both --drop audio --shuffle-seed 1", "--shuffle-seed draws the other clips of --shuffle and"),
+        ("-p p.json --dense r.json --split val", "not with --split"),
+        ("-p p.json --dense r.json --shuffle-seed 0", "not with --shuffle-seed"),
+        ("--run both --json --format latex", "--json and --format latex are two forms of the same"),
+        ("--run both --json --percent", "--percent is for people"),
+        ("--run both --format csv --percent", "--percent is for people"),
+        ("--run both --metrics ,", "--metrics: expected names, several by comma, got ','"),
+        ("--run both --plot r.json/x.svg", "expected a folder that can be written to"),
+        ("--run both --plot x.jpg", "expected a file that ends in .svg, .png, .pdf"),
         ("-p p.json --references r.json --slices audio -d toyy", "unknown dataset 'toyy' (did you mean 'toy'?)"),
     ],
 )
 def test_what_cannot_be_done_is_told_and_is_no_look(
-    avpipe: Avpipe, learned: Workspace, tmp_path: Path, words: str, message: str
+    avpipe: Avpipe, learned: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, message: str
 ) -> None:
     (tmp_path / "r.json").write_text('{"a": ["x"]}', encoding="utf-8")
+    (tmp_path / "p.json").write_text('{"a": "x"}', encoding="utf-8")
     before = {path for path in learned.root.rglob("*") if path.is_file()}
+    monkeypatch.chdir(tmp_path)
     said = avpipe("score", *words.split(), "-w", learned.root)
     assert (said.status, said.out) == (2, "")
     assert message in said.err
     assert {path for path in learned.root.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--idf nosuch.json", "nosuch.json"),
+        ("--intersect {}/other.txt", "none of its 1 ids is one of a clip"),
+        ("--split train", "unknown split 'train'; known: test, val. Of the training clips"),
+        ("--split train --slices audio", "unknown split 'train'; known: test, val. Of the training clips"),
+        ("--missing drop --run mute", "missing='drop' leaves nothing to score"),
+        ("--run mute", "1 clip has an empty caption: test0"),
+    ],
+)
+def test_what_stops_the_scoring_is_no_look(
+    avpipe: Avpipe, used: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, message: str
+) -> None:
+    """Captions may be made, but nobody has seen a score."""
+    (tmp_path / "other.txt").write_text("nobody", encoding="utf-8")
+    if "mute" in words:
+        some = "" if "drop" in words else "a red square"
+        said_by = {clip_id: some if i else "" for i, clip_id in enumerate(facts(used))}
+        monkeypatch.setattr("avpipe.api.scoring.captions_of", lambda *args, **more: said_by)
+        words = words.replace("mute", "both")
+    options = ("--run", "both", *words.format(tmp_path).split(), "--metrics", "cider", "-w", used.root)
+    said = avpipe("score", *options)
+    assert (said.status in (1, 2), said.out) == (True, "")
+    assert message in said.err
+    assert looks(used) == []
+
+
+def test_scores_by_another_corpus_lie_beside_the_others(avpipe: Avpipe, used: Workspace, tmp_path: Path) -> None:
+    options = ("score", "--run", "both", *CIDER, "--json", "-w", used.root)
+    said_of(avpipe(*options))
+    scores = used.run("both") / "scores"
+    before = {path: path.read_bytes() for path in scores.iterdir()}
+    more = ("--idf", "train", "--slices", "length")
+    report = said_of(avpipe(*options, *more))
+    assert {path: path.read_bytes() for path in before} == before
+    (stem,) = {path.name.partition(".")[2].partition(".")[0] for path in scores.iterdir() if path not in before}
+    assert f"|{stem.replace('idf-', 'idf:')}|" in report["signatures"]["CIDEr"]
+    (tmp_path / "c.json").write_text(json.dumps({"x": ["a red square"]}), encoding="utf-8")
+    of_file = said_of(avpipe(*options, "--idf", tmp_path / "c.json"))
+    assert of_file["scores"]["CIDEr"] != report["scores"]["CIDEr"]
+    said_of(avpipe(*options, "--idf", "train", "--drop", "audio"))
+    assert (scores / f"test.without-audio.{stem}.json").exists()
+    said_of(avpipe(*options, "--idf", "train", "--senses"))
+    assert (scores / f"test.{stem}.senses.csv").exists()
+    assert (scores / f"test.{stem}.slices.csv").exists()
+    assert {path: path.read_bytes() for path in before} == before
 
 
 # -- slices ------------------------------------------------------------------------------------------------------------
@@ -280,3 +343,146 @@ def test_slices_of_files(avpipe: Avpipe, used: Workspace, tmp_path: Path) -> Non
     assert "audio: audio" in said.out
     assert "12 few" in said.out
     assert looks(used) == []  # nobody scored a run
+
+
+@pytest.mark.parametrize("kind", ["audio", "length"])
+def test_the_dataset_of_other_clips_is_refused(avpipe: Avpipe, learned: Workspace, tmp_path: Path, kind: str) -> None:
+    (tmp_path / "r.json").write_text('{"a": ["x"]}', encoding="utf-8")
+    (tmp_path / "p.json").write_text('{"a": "x"}', encoding="utf-8")
+    files = ("-p", tmp_path / "p.json", "--references", tmp_path / "r.json")
+    said = avpipe("score", *files, "--slices", kind, "-d", "toy", "-w", learned.root)
+    assert (said.status, said.out) == (1, "")
+    assert "the manifest holds none of the 1 clips, for example 'a' is not there" in said.err
+
+
+# -- files: tables, pictures, programs ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """Options that score 60 clips of a file, from their folder."""
+    ids = [f"c{index}" for index in range(60)]
+    references = {
+        clip_id: [f"a dog runs after {clip_id} {'in the old town ' * (index % 2)}today"]
+        for index, clip_id in enumerate(ids)
+    }
+    captions = {clip_id: f"a dog {'runs' if index % 3 else 'sits'} today" for index, clip_id in enumerate(ids)}
+    (tmp_path / "refs.json").write_text(json.dumps(references), encoding="utf-8")
+    (tmp_path / "theirs.json").write_text(json.dumps(captions), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return ("-p", "theirs.json", "--references", "refs.json", "--metrics", "cider,rouge_l,length")
+
+
+def test_pictures_of_scores_and_of_slices(
+    avpipe: Avpipe, scored: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr("avpipe.eval.pictures.interval_plot", lambda *args, **more: drawn.update(plot=(args, more)))
+    monkeypatch.setattr("avpipe.eval.pictures.slice_bars", lambda *args, **more: drawn.update(bars=(args, more)))
+    said = avpipe("score", *scored, "--plot", "x.svg", "--percent")
+    assert said.status == 0
+    assert "intervals hold 95 %" in said.out  # how those of the picture were made
+    assert "[" not in said.out
+    told = json.loads(avpipe("score", *scored, "--intervals", "--json").out)
+    (standings, path), more = drawn.pop("plot")
+    assert (path, more) == (Path("x.svg"), {"percent": True})
+    for name, standing in standings["theirs"].items():
+        assert [standing.low, standing.high] == told["intervals"][name]
+        assert standing.score == told["scores"][name]
+    sliced = json.loads(avpipe("score", *scored, "--slices", "length", "--plot", "y.svg", "--json").out)
+    (bars, _), more = drawn.pop("bars")
+    assert (more["metric"], more["percent"]) == ("CIDEr", False)
+    assert {label: bar[0] for label, bar in bars.items()} == {
+        "all": told["scores"]["CIDEr"],
+        **{f"length: {label}": part["scores"]["CIDEr"] for label, part in sliced["slices"]["length"].items()},
+    }
+    assert bars["all"][1:3] == tuple(told["intervals"]["CIDEr"])
+    assert drawn == {}
+
+
+def test_intervals_of_slices_are_printed_and_told(avpipe: Avpipe, scored: tuple[str, ...]) -> None:
+    options = ("score", *scored, "--slices", "length", "--intervals")
+    told = said_of(avpipe(*options, "--json"))
+    assert told["intervals"] == said_of(avpipe("score", *scored, "--intervals", "--json"))["intervals"]
+    assert {label: bool(part["intervals"]) for label, part in told["slices"]["length"].items()} == {
+        "5 to 8 words": False, "10 to 12 words": False
+    }  # fmt: skip
+    low, high = told["intervals"]["CIDEr"]
+    assert f"[{low:.4f}, {high:.4f}]" in avpipe(*options).out
+    table = list(csv.DictReader(avpipe(*options, "--format", "csv").out.splitlines()))
+    assert (float(table[0]["CIDEr_low"]), float(table[0]["CIDEr_high"])) == (low, high)
+    assert [(row["kind"], row["n"], row["few"]) for row in table] == [
+        ("", "60", ""), ("length", "30", "few"), ("length", "30", "few")
+    ]  # fmt: skip
+    assert "[" not in avpipe("score", *scored, "--slices", "length").out
+
+
+def test_the_table_of_a_narrow_terminal_is_whole(
+    avpipe: Avpipe, scored: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    said = avpipe("score", *scored, "--slices", "length", "--intervals", "--percent")
+    lines = said.out.splitlines()
+    assert max(len(line) for line in lines if line.startswith("│")) <= 80
+    assert sum("length: 10 to 12 words" in line for line in lines) == said.out.count("┏") == 2
+    assert all(title in said.out for title in ("CIDEr x 100", "ROUGE_L x 100", "Length ", "Length_ratio "))
+
+
+def test_csv_is_for_programs(avpipe: Avpipe, scored: tuple[str, ...]) -> None:
+    told = said_of(avpipe("score", *scored, "--intervals", "--json"))
+    rows = list(csv.DictReader(avpipe("score", *scored, "--intervals", "--format", "csv").out.splitlines()))
+    assert {row["metric"]: (float(row["score"]), row["signature"]) for row in rows} == {
+        name: (score, told["signatures"][name]) for name, score in told["scores"].items()
+    }
+    assert [float(rows[0]["low"]), float(rows[0]["high"])] == told["intervals"]["CIDEr"]
+
+
+def test_csv_of_senses_is_for_programs(avpipe: Avpipe, used: Workspace) -> None:
+    options = ("score", "--run", "both", "--senses", "--split", "val", "--metrics", "cider", "-w", used.root)
+    table = list(csv.DictReader(avpipe(*options, "--format", "csv").out.splitlines()))
+    path = used.run("both") / "scores" / "val.senses.csv"
+    assert table == list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    assert float(table[1]["CIDEr_difference"]) < 0
+    tested = said_of(avpipe(*options, "--intervals", "--json"))
+    test = tested["without audio"]["tests"]["CIDEr"]
+    assert test["low"] <= tested["without audio"]["differences"]["CIDEr"] <= test["high"]
+    assert f"[{test['low']:+.4f}, {test['high']:+.4f}]" in avpipe(*options, "--intervals").out
+
+
+@pytest.mark.parametrize("option", ["--intervals", "--plot=x.svg"])
+def test_of_one_clip_there_are_scores_and_no_intervals(
+    avpipe: Avpipe, scored: tuple[str, ...], tmp_path: Path, option: str
+) -> None:
+    (tmp_path / "one.txt").write_text("c3", encoding="utf-8")
+    said = avpipe("score", *scored, "--intersect", "one.txt", option)
+    assert said.status == 0, said.err
+    assert "Length" in said.out
+    assert "no intervals: of one clip nothing can be said of others" in said.out
+    assert (tmp_path / "x.svg").exists() == (option != "--intervals")
+
+
+def test_few_clips_are_spoken_of(avpipe: Avpipe, scored: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "few.txt").write_text("\n".join(f"c{index}" for index in range(9)), encoding="utf-8")
+    said = avpipe("score", *scored, "--intersect", "few.txt", "--intervals")
+    assert "9 clips are few: intervals are too narrow" in said.out
+    assert "are few" not in avpipe("score", *scored, "--intervals").out
+
+
+def test_where_there_is_no_score_nothing_is_drawn(
+    avpipe: Avpipe, scored: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (*scored[:-1], "clipscore", "--plot", "x.svg")
+    for more in ((), ("--slices", "length")):
+        said = avpipe("score", *options, *more)
+        assert said.status == 1
+        assert "x.svg is not drawn: there is no score" in said.out
+        assert "none" in said.out
+    assert not (tmp_path / "x.svg").exists()
+
+
+def test_the_corpus_of_a_file_is_used_with_a_file(avpipe: Avpipe, scored: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(json.dumps({"x": ["a dog runs"], "y": ["a cat"]}), encoding="utf-8")
+    own = said_of(avpipe("score", *scored, "--json"))
+    other = said_of(avpipe("score", *scored, "--idf", "c.json", "--json"))
+    assert other["scores"]["CIDEr"] != own["scores"]["CIDEr"]
+    assert "idf:refs" not in other["signatures"]["CIDEr"]

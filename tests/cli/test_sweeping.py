@@ -23,6 +23,7 @@ from avpipe.api.sweeping import _devices
 from avpipe.data_manifests import manifest
 from avpipe.pipeline.config import write_yaml
 from avpipe.pipeline.errors import AvpipeError, TrainingError, UsageError
+from avpipe.pipeline.files import write_json
 from avpipe.pipeline.runner import Died, Event, Progress, Started
 from avpipe.pipeline.workspace import Workspace
 from tests.cli import sweep_toys as toys
@@ -499,3 +500,22 @@ def test_a_damaged_result_is_named(board: Any, avpipe: Avpipe, tmp_path: Path) -
     said = avpipe("sweep", tmp_path / "toys.yaml", "--leaderboard", "-w", board.workspace.root)
     assert said.status == 1
     assert f"{path} is damaged" in said.err
+
+
+def test_scores_that_were_not_made_alike_are_told_from_the_others(board: Any) -> None:
+    names = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
+    for seed in range(3):
+        run = board.workspace.run(f"toys-concat-lr=0.1-seed{seed}")
+        (run / "captions" / "test.checkpoint").write_text(f"{run.name}@6")
+        signatures = {name: f"{name}|n:4/4|missing:error" for name in names}
+        write_json(run / "scores" / "test.json", {"scores": dict.fromkeys(names, 0.5 + seed), "signatures": signatures})
+    assert board.leaderboard("test").warnings == ()
+    path = board.workspace.run("toys-concat-lr=0.1-seed1") / "scores" / "test.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "signatures": {name: f"{name}|n:3/4|missing:drop" for name in names}}))
+    (line,) = board.leaderboard("test").warnings
+    assert line == (
+        f"not scored alike, and not to be compared: {', '.join(names)} of toys-concat-lr=0.1-seed1 "
+        "(n:3/4|missing:drop) and of toys-concat-lr=0.1-seed0 (n:4/4|missing:error)"
+    )
+    assert f"\n{line}\n" in board.leaderboard("test").markdown()

@@ -191,9 +191,10 @@ def test_what_is_no_kind_is_told(name: str, error: type[Exception], message: str
         partition(name, facts(*clips))
 
 
-def test_the_manifest_of_another_dataset() -> None:
+@pytest.mark.parametrize("name", ["audio", "length"])
+def test_the_manifest_of_another_dataset(name: str) -> None:
     with pytest.raises(DataError, match="the manifest holds none of the 1 clips, for example 'z' is not there"):
-        partition("audio", Facts(references={"z": ["x"]}, clips={"a": clip("a")}))
+        partition(name, Facts(references={"z": ["x"]}, clips={"a": clip("a")}))
 
 
 @pytest.mark.parametrize("name", [*KINDS, "extra:x"])

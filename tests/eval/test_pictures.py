@@ -26,10 +26,7 @@ STANDINGS = {
     # Of a biased score the interval need not hold it.
     "ours": {"CIDEr": Standing(score=0.6, low=0.62, high=0.8, seeds=(0.6,)), "METEOR": NONE, "Vocab": NONE},
 }
-SLICES = {
-    "all": {"base": (0.5, 0.4, 0.6, 240), "ours": (0.6, 0.5, 0.7, 240)},
-    "silent": {"base": (0.3, None, None, 1)},
-}
+SLICES = {"all": (0.5, 0.4, 0.6, 240), "silent $x$": (0.3, None, None, 1)}
 
 
 def intervals(path: Path) -> None:
@@ -37,7 +34,7 @@ def intervals(path: Path) -> None:
 
 
 def bars(path: Path) -> None:
-    slice_bars(SLICES, path, metric="CIDEr")
+    slice_bars(SLICES, path, metric="CIDEr", few=30)
 
 
 @pytest.fixture
@@ -67,7 +64,8 @@ def test_the_same_numbers_are_the_same_bytes(
         assert ET.fromstring(one).tag.endswith("svg")
     elif ending == ".png":
         colours = Image.open(tmp_path / "one.png").convert("RGB").getcolors(1_000_000) or []
-        assert {(0, 0x72, 0xB2), (0xD5, 0x5E, 0)} <= {colour for _, colour in colours}
+        wanted = {(0, 0x72, 0xB2), *([(0xD5, 0x5E, 0)] if draw is intervals else [])}
+        assert wanted <= {colour for _, colour in colours}
     else:
         assert one.startswith(b"%PDF")
 
@@ -75,7 +73,7 @@ def test_the_same_numbers_are_the_same_bytes(
 def test_intervals_are_where_they_belong(tmp_path: Path, drawn: list[Any]) -> None:
     intervals(tmp_path / "x.svg")
     panels = [panel for panel in drawn[0].axes if panel.axison]
-    assert [panel.get_title() for panel in panels] == ["CIDEr", "Vocab"]  # of METEOR there is nothing
+    assert [panel.get_title() for panel in panels] == ["CIDEr x 100", "Vocab"]  # of METEOR there is nothing
     assert [label.get_text() for label in panels[0].get_yticklabels()] == [r"base \$x\$", "ours"]
     points = [line.get_xydata().tolist() for line in panels[0].lines if line.get_marker() == "o"]
     assert points == [[[50.0, 0.0]], [[60.0, 1.0]]]
@@ -85,16 +83,40 @@ def test_intervals_are_where_they_belong(tmp_path: Path, drawn: list[Any]) -> No
         [[pytest.approx(62), 1], [pytest.approx(80), 1]],
     ]
     assert len([line for line in panels[1].lines if line.get_marker() == "o"]) == 1
-    assert drawn[0].get_supxlabel() == "x 100, with 95 % intervals"
+    assert drawn[0].get_supxlabel() == "with 95 % intervals, of scores that have one"
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"), [((0.4, 0.7), "with 95 % intervals"), ((None, None), "")], ids=["intervals", "none"]
+)
+def test_intervals_are_spoken_of_where_there_are_some(
+    tmp_path: Path, drawn: list[Any], ends: tuple[float | None, float | None], said: str
+) -> None:
+    only = Standing(score=0.5, low=ends[0], high=ends[1], seeds=(0.5,))
+    interval_plot({"a": {"CIDEr": only}}, tmp_path / "x.svg")
+    slice_bars({"all": (0.5, *ends, 9)}, tmp_path / "y.svg", metric="CIDEr", percent=True)
+    assert drawn[0].get_supxlabel() == said
+    assert drawn[1].axes[0].get_xlabel() == "CIDEr x 100" + (f", {said}" if said else "")
+
+
+def test_long_names_that_differ_at_either_end_differ(tmp_path: Path, drawn: list[Any]) -> None:
+    names = [f"{first}-{'x' * 60}-{last}" for first in "ab" for last in ("lr=1e-3", "lr=1e-4")]
+    one = Standing(score=0.5, low=0.4, high=0.6, seeds=(0.5,))
+    interval_plot({name: {"CIDEr": one} for name in names}, tmp_path / "x.svg")
+    shown = [label.get_text() for label in drawn[0].axes[0].get_yticklabels()]
+    assert len(set(shown)) == 4
+    assert all(len(name) == 40 for name in shown)
+    assert shown[1].endswith("x-lr=1e-4")
 
 
 def test_bars_are_as_long_as_the_scores(tmp_path: Path, drawn: list[Any]) -> None:
     bars(tmp_path / "x.svg")
     (panel,) = drawn[0].axes
-    groups = [container for container in panel.containers if hasattr(container, "patches")]
-    assert [[patch.get_width() for patch in group.patches] for group in groups] == [[0.5, 0.3], [0.6]]
-    assert [label.get_text() for label in panel.get_yticklabels()] == ["all, n = 240", "silent, n = 1"]
-    assert len(panel.containers) - len(groups) == 2  # intervals, of those that have one
+    assert [patch.get_width() for patch in panel.patches] == [0.5, 0.3]
+    assert [patch.get_alpha() for patch in panel.patches] == [1, 0.4]
+    labels = ["all, n = 240", r"silent \$x\$, n = 1 (few)"]
+    assert [label.get_text() for label in panel.get_yticklabels()] == labels
+    assert len(panel.containers) - len(panel.patches) == 1  # the interval
 
 
 @pytest.mark.parametrize("name", ["x.jpg", "x", "svg"])
@@ -102,6 +124,14 @@ def test_another_ending_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match=rf"{name}: expected a file that ends in \.svg, \.png, \.pdf"):
         intervals(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_is_told_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "x.svg", tmp_path / "file" / "deeper" / "x.svg"):
+        with pytest.raises(UsageError, match=r"expected a folder that can be written to; .*file is none"):
+            check_picture(path)
+    check_picture(tmp_path / "new" / "deeper" / "x.svg")
 
 
 @pytest.mark.parametrize("standings", [{}, {"a": {"METEOR": NONE}}])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from avpipe.eval.scores import ScoreReport, footnotes, table
+from avpipe.eval.scores import ScoreReport, footnotes, long_table, table, versions_line
 
 REPORT = ScoreReport(
     statistics={},
@@ -89,11 +89,38 @@ def test_table(percent: bool, shown: str) -> None:
     text = console.export_text()
     assert shown in text
     assert next(line for line in text.splitlines() if "METEOR" in line).split()[-2] == "none"
-    assert ("x 100" in text) == percent
+    assert ("CIDEr x 100" in text) == percent
+
+
+def test_counts_are_not_said_to_be_times_100() -> None:
+    counted = replace(REPORT, scores={"CIDEr": 0.5, "Length": 11.25}, reasons={}, metric_versions={})
+    assert table(counted, percent=True).rows == [["CIDEr x 100", "50.00"], ["Length", "11.2500"]]
+
+
+def test_the_table_for_programs_tells_how_each_score_was_made() -> None:
+    assert long_table(REPORT, {"CIDEr": (0.5, 0.75)}).rows == [
+        ["CIDEr", "0.5997905", "0.5", "0.75", REPORT.signature("CIDEr")],
+        ["METEOR", "", "", "", REPORT.signature("METEOR")],
+    ]
+    assert long_table(REPORT).header == ["metric", "score", "low", "high", "signature"]
+
+
+@pytest.mark.parametrize(
+    ("versions", "idf", "line"),
+    [
+        ({"CIDEr": "idf:refs", "METEOR": "meteor:1.5|java:17"}, "refs", ["CIDEr idf:refs; METEOR meteor:1.5|java:17"]),
+        ({"SPIDEr": "idf:3f2a01bc|spice:1.0", "CIDEr": ""}, "3f2a01bc", ["SPIDEr idf:3f2a01bc|spice:1.0"]),
+        ({"Bleu_1": "reflen:closest", "Bleu_2": "reflen:closest"}, "", ["Bleu_1, Bleu_2 reflen:closest"]),
+        ({"Vocab": ""}, "", []),
+    ],
+)
+def test_what_tells_metrics_from_one_another(versions: dict[str, str], idf: str, line: list[str]) -> None:
+    assert versions_line(versions) == line
+    assert replace(REPORT, metric_versions=versions).idf == idf
 
 
 def test_footnotes_tell_protocol_reasons_and_notes() -> None:
-    assert footnotes(REPORT) == [REPORT.protocol, "no METEOR: no usable Java", "a note"]
+    assert footnotes(REPORT) == [REPORT.protocol, "CIDEr idf:refs", "no METEOR: no usable Java", "a note"]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from avpipe import __version__
-from avpipe.eval import ScoreReport, ValidationScorer, score
+from avpipe.eval import Scorer, ScoreReport, ValidationScorer, score
 from avpipe.eval.java import Java, JavaError
 from avpipe.eval.tools import Tools
 from avpipe.pipeline.errors import DataError, ScoringError, UnknownNameError
@@ -132,6 +132,14 @@ def test_without_java_every_score_is_none_with_the_reason_and_a_warning(
     assert "|meteor:1.5|java:none|" in report.signature("METEOR")
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith("Bleu_1, Bleu_2, Bleu_3, Bleu_4, METEOR, ROUGE_L, CIDEr: no score, ")
+
+
+def test_a_reason_is_told_once_however_many_are_scored(no_java: None, caplog: pytest.LogCaptureFixture) -> None:
+    scorer = Scorer(TOY_REFERENCES, metrics=["meteor"])
+    with caplog.at_level(logging.WARNING):
+        reports = [scorer.score(TOY_CANDIDATES) for _ in range(3)]
+    assert all("METEOR" in report.reasons for report in reports)
+    assert len(caplog.messages) == 1
 
 
 def test_without_java_strict_scoring_stops(no_java: None) -> None:

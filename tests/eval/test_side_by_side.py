@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from avpipe.eval import compare, score
 from avpipe.eval.scores import footnotes
-from avpipe.eval.side_by_side import SideBySide, notes_below, table
+from avpipe.eval.side_by_side import SideBySide, notes_below, rows, table
+from avpipe.eval.tables import interval, number
 
 from .test_scores import REPORT
 
@@ -45,8 +47,10 @@ def test_files(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(("percent", "shown"), [(False, ("0.2500", "-0.3498")), (True, ("25.00", "-34.98"))])
-def test_table(percent: bool, shown: tuple[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("percent", "shown"), [(False, ("0.2500", "(-0.3498)")), (True, ("25.00", "(-34.98)", "CIDEr x 100"))]
+)
+def test_table(percent: bool, shown: tuple[str, ...]) -> None:
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(table(ROWS, percent=percent))
     text = console.export_text()
@@ -61,6 +65,48 @@ def test_notes_say_what_differs() -> None:
         "without [audio]: senses:-audio|missing:empty",
         "another note",
     ]
+
+
+def test_differences_are_tested_where_asked_for() -> None:
+    ids = [f"c{index}" for index in range(60)]
+    references = {clip_id: [f"a dog runs after number {clip_id} today"] for clip_id in ids}
+    own = {clip_id: texts[0] for clip_id, texts in references.items()}
+    worse = {clip_id: text if index % 3 else "a cat" for index, (clip_id, text) in enumerate(own.items())}
+    whole, deaf = (score(captions, references, metrics=["rouge_l"]) for captions in (own, worse))
+    found = SideBySide.of({"whole": whole, "without audio": replace(deaf, notes=("mine",))}, with_intervals=True)
+    (expected,) = compare({"whole": whole, "without audio": deaf}).differences
+    assert found.test("without audio", "ROUGE_L") == expected
+    assert expected.significant
+    assert found.test("whole", "ROUGE_L") is None
+    told = found.to_json()
+    assert told["whole"]["tests"] == {}
+    assert told["without audio"]["tests"]["ROUGE_L"] == {
+        "low": expected.low, "high": expected.high, "p": expected.p, "p_holm": expected.p_holm
+    }  # fmt: skip
+    shown = str(table(found).rows[1][1]).splitlines()
+    assert shown[1] == f"({number(expected.difference, signed=True)})*"
+    assert shown[2] == interval(expected.low, expected.high, signed=True)
+    below = notes_below(found)
+    assert "paired bootstrap" in below[-2]
+    assert below.count("mine") == 1
+    assert not any(line.endswith(": mine") for line in below)
+    header, _, row = csv.reader(io.StringIO(rows(found).csv()))
+    assert dict(zip(header, row, strict=True))["ROUGE_L_difference_p_holm"] == repr(expected.p_holm)
+
+
+def test_of_one_clip_and_of_other_clips_nothing_is_tested() -> None:
+    one = score({"a": "a dog"}, {"a": ["a dog runs"]}, metrics=["rouge_l"])
+    found = SideBySide.of({"whole": one, "other": one}, with_intervals=True)
+    assert found.comparison is None
+    assert notes_below(found)[-1] == "no tests: of one clip nothing can be said of others"
+    assert "tests" not in found.to_json()["other"]
+    references = {clip_id: ["a dog runs"] for clip_id in "abc"}
+    all_of_them, some = (
+        score(dict.fromkeys(ids, "a dog"), references, metrics=["rouge_l"], missing="drop") for ids in ("abc", "ab")
+    )
+    found = SideBySide.of({"whole": all_of_them, "other": some}, with_intervals=True)
+    assert notes_below(found)[-1] == "no tests: clips were left out, and not the same of all"
+    assert SideBySide.of({"whole": all_of_them, "other": some}).untested == ""  # nobody asked
 
 
 def test_reports_of_other_references_do_not_stand_side_by_side() -> None:

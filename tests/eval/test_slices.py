@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from avpipe.eval import ScoreReport, score
+from avpipe.eval.comparison import FEW_CLIPS as FEW
+from avpipe.eval.comparison import intervals
 from avpipe.eval.kinds import Partition
 from avpipe.eval.metric import aggregate, find_metrics
 from avpipe.eval.metrics import bleu
-from avpipe.eval.slices import FEW, SlicedScores, is_few, part_of, slice_scores, table
+from avpipe.eval.slices import SlicedScores, bars, is_few, part_of, slice_scores, table
 
 from .toys import TOY_CANDIDATES, TOY_REFERENCES
 
@@ -183,6 +185,65 @@ def test_table(sliced: SlicedScores, percent: bool) -> None:
     assert "3 few" in line
     assert (f"{100 * value:.2f}" if percent else f"{value:.4f}") in line
     assert "few" not in next(line for line in text.splitlines() if " all " in line)
+
+
+def many(monkeypatch: pytest.MonkeyPatch) -> tuple[SlicedScores, list[int]]:
+    """70 clips in slices of 60 and 10, and how many clips each bootstrap was of."""
+    ids = [f"c{index}" for index in range(70)]
+    references = {clip_id: [f"a dog runs after {clip_id} today"] for clip_id in ids}
+    captions = {clip_id: f"a dog {'runs' if index % 3 else 'sits'}" for index, clip_id in enumerate(ids)}
+    report = score(captions, references, metrics=["rouge_l", "length"], split="test")
+    calls: list[int] = []
+
+    def counted(part: ScoreReport) -> dict[str, tuple[float, float]]:
+        calls.append(part.scored)
+        return intervals(part)
+
+    monkeypatch.setattr("avpipe.eval.slices.intervals", counted)
+    parts = [Partition(name="extra:of", groups={"many": tuple(ids[:60]), "few": tuple(ids[60:])})]
+    return SlicedScores.of(report, parts, with_intervals=True), calls
+
+
+def test_intervals_are_drawn_once_and_told_everywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sliced, calls = many(monkeypatch)
+    low, high = intervals(sliced.slices["extra:of"]["many"])["ROUGE_L"]
+    told = sliced.to_json()
+    assert told["slices"]["extra:of"]["many"]["intervals"]["ROUGE_L"] == (low, high)
+    assert told["whole"]["intervals"] == intervals(sliced.whole)
+    assert told["slices"]["extra:of"]["few"]["intervals"] == {}  # of ten clips it would be too narrow
+    assert f"few: under {FEW} clips, too few for an interval" in sliced.notes
+    _, path = sliced.write(tmp_path, "test.slices")
+    header, _, first, second = csv.reader(io.StringIO(path.read_text(encoding="utf-8")))
+    assert dict(zip(header, first, strict=True))["ROUGE_L_low"] == repr(low)
+    assert dict(zip(header, second, strict=True))["ROUGE_L_high"] == ""
+    cells = [[cell.text for cell in row] for row in table(sliced, percent=True, with_intervals=True).rows]  # type: ignore[union-attr]
+    assert cells[1][:3] == ["of: many", "60", f"{cells[1][2].splitlines()[0]}\n[{100 * low:.2f}, {100 * high:.2f}]"]
+    assert "[" not in cells[2][2]
+    assert "\n" not in table(sliced).rows[1][2].text  # type: ignore[union-attr]
+    drawn = bars(sliced, "ROUGE_L")
+    assert drawn["of: many"] == (sliced.slices["extra:of"]["many"].scores["ROUGE_L"], low, high, 60)
+    assert drawn["of: few"][1:] == (None, None, 10)
+    assert calls == [70, 60]
+
+
+def test_counts_stay_counts_and_titles_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    sliced, _ = many(monkeypatch)
+    assert table(sliced, percent=True).header == ["", "n", "ROUGE_L x 100", "Length", "Length_ratio"]
+    assert table(sliced).header == ["", "n", "ROUGE_L", "Length", "Length_ratio"]
+
+
+def test_without_intervals_none_is_drawn(sliced: SlicedScores) -> None:
+    assert sliced.intervals == {}
+    assert "intervals" not in sliced.to_json()["whole"]
+    assert {(low, high) for _, low, high, _ in bars(sliced, "CIDEr").values()} == {(None, None)}
+
+
+def test_only_the_weights_of_the_references_are_spoken_of() -> None:
+    parts = [Partition(name="length", groups={"all of them": tuple(IDS)})]
+    words = "CIDEr: words weigh in each slice what they weigh in the whole reference set"
+    assert words in SlicedScores.of(whole(), parts).notes
+    other = score(TOY_CANDIDATES, TOY_REFERENCES, metrics=["cider"], idf={"x": ["a dog", "a cat"]})
+    assert not any("words weigh" in note for note in SlicedScores.of(other, parts).notes)
 
 
 def test_every_metric_says_by_name_what_its_sums_make() -> None:

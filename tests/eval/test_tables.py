@@ -56,6 +56,7 @@ def test_latex() -> None:
         ("#1 $x$", r"\#1 \$x\$"),
         ("a-1 2020-01 [-0.5, +0.5] - x", "a-1 2020-01 [$-$0.5, +0.5] - x"),
         ("0.4 ± 0.1", r"0.4 $\pm$ 0.1"),
+        ("*best", "{*}best"),  # TeX reads a star after a line's end as part of it
     ],
 )
 def test_latex_escapes(text: str, escaped: str) -> None:
@@ -82,6 +83,46 @@ def test_terminal_takes_no_cell_for_markup() -> None:
     assert "\x1b[1;31mnone " in styled
 
 
+def wide(columns: int) -> Table:
+    """A number column of 16 letters each, as scores with intervals are."""
+    names = [f"{'metric' * 3}{index}" for index in range(columns)]
+    return Table(
+        header=["kind", *names],
+        rows=[[f"{'label ' * 9}end", *(f"{index}.5000\n[0.4000, 0.6000]" for index in range(columns))], ["z", *names]],
+    )
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+@pytest.mark.parametrize("columns", [1, 4, 9])
+def test_nothing_is_lost_in_a_narrow_terminal(width: int, columns: int) -> None:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(wide(columns), soft_wrap=False)
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    parts = text.count("┏")
+    assert (parts > 1) == (columns * 22 + 28 > width and columns > 1)
+    assert text.count("[0.4000, 0.6000]") == columns  # no number is folded
+    assert all(f"{index}.5000" in text for index in range(columns))
+    assert text.count("label") == 9 * parts  # words stand before each part
+    assert text.count("kind") == parts
+
+
+def test_a_terminal_that_is_narrower_than_a_number_folds_it() -> None:
+    console = Console(width=16, record=True, file=io.StringIO())
+    console.print(wide(1), soft_wrap=False)
+    lines = [line.split("│") for line in console.export_text().splitlines() if line.startswith("│")]
+    letters = "".join(line[2].strip() for line in lines)
+    assert "0.5000[0.4000,0.6000]" in letters.replace(" ", "")
+
+
+def test_a_table_without_rows_has_its_titles() -> None:
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(Table(header=["metric", "score"], rows=[]))
+    assert "metric" in console.export_text(clear=False)
+    assert "score" in console.export_text()
+
+
 def test_rows_of_another_width_are_refused() -> None:
     with pytest.raises(ValueError, match=r"expected 2 cells as the header has, got rows of \[1, 3\]"):
         Table(header=["a", "b"], rows=[["1"], ["1", "2"], ["1", "2", "3"]])
@@ -93,3 +134,9 @@ def test_numbers() -> None:
     assert interval(0.1, 0.2) == "[0.1000, 0.2000]"
     assert interval(-0.1, 0.2, percent=True, signed=True) == "[-10.00, +20.00]"
     assert interval(None, None) == ""
+
+
+def test_what_is_rounded_to_zero_has_no_minus() -> None:
+    assert [number(-1e-9), number(-1e-9, percent=True), number(-0.0)] == ["0.0000", "0.00", "0.0000"]
+    assert number(-1e-9, signed=True) == "+0.0000"
+    assert number(-0.0001) == "-0.0001"

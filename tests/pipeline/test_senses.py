@@ -88,6 +88,12 @@ def test_a_single_clip_has_nobody_to_exchange_with() -> None:
         Senses(shuffled=("audio",)).of(sources(ears=["b"]), CLIPS)
 
 
+def test_what_no_clip_has_cannot_be_exchanged() -> None:
+    with pytest.raises(DataError, match="none of the 4 clips has ears; there is nothing to exchange"):
+        Senses(shuffled=("audio",)).of(sources(ears=[]), CLIPS)
+    assert Senses(shuffled=("audio",)).of(sources(ears=[]), []).keys() == {"eyes", "ears"}  # nobody is captioned
+
+
 @settings(deadline=None)
 @given(count=st.integers(2, 30), seed=st.integers(0, 5))
 def test_nobody_has_his_own_and_everything_is_there_once(count: int, seed: int) -> None:

@@ -414,7 +414,7 @@ def test_the_pattern_of_cross_attention_takes_no_more(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("how", ["random", "all", "cross_attention"])
-def test_a_run_is_resumed_and_captions(kind: Kind, tmp_path: Path, how: str) -> None:
+def test_a_run_is_resumed_and_captions(kind: Kind, tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture) -> None:
     torch.set_num_threads(1)
     source = tmp_path / "source"
     toys.written(kind.model(len(toys.WORDS), crosses=how == "all"), source)
@@ -428,7 +428,10 @@ def test_a_run_is_resumed_and_captions(kind: Kind, tmp_path: Path, how: str) -> 
     toys.run(config, tmp_path / "broken")
     toys.assert_same_runs(tmp_path / "unbroken", tmp_path / "broken")
 
+    assert ("RANDOM WEIGHTS" in caplog.text) == (how == "random")
+    caplog.clear()
     loaded = checkpoint.load(tmp_path / "broken" / "checkpoints" / "best")
+    assert "RANDOM WEIGHTS" not in caplog.text  # they have learned since
     captions = caption_clips(loaded, val, sources)
     again = caption_clips(checkpoint.load(tmp_path / "unbroken" / "checkpoints" / "best"), val, sources)
     assert [caption.beams for caption in captions] == [caption.beams for caption in again]

@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -67,6 +68,19 @@ class Source:
     values: Mapping[str, Any]
 
 
+_is_replaced: ContextVar[bool] = ContextVar("_is_replaced", default=False)
+
+
+@contextmanager
+def replaced_later() -> Iterator[None]:
+    """Within, networks are built whose weights a checkpoint then replaces: nobody need be warned of random ones."""
+    token = _is_replaced.set(True)
+    try:
+        yield
+    finally:
+        _is_replaced.reset(token)
+
+
 def located(chosen: str, what: str) -> Source | None:
     """The files of a checkpoint, of whatever network; ``None`` for random weights, with a loud warning.
 
@@ -79,7 +93,8 @@ def located(chosen: str, what: str) -> Source | None:
         CheckpointError: ``config.json``, or the index of several weight files, cannot be read.
     """
     if chosen == RANDOM:
-        log.warning("decoder %s: starts from RANDOM WEIGHTS, as asked for (decoder.weights=random)", what)
+        level = logging.DEBUG if _is_replaced.get() else logging.WARNING
+        log.log(level, "decoder %s: starts from RANDOM WEIGHTS, as asked for (decoder.weights=random)", what)
         return None
     files = weight_shards.find(chosen, "", component="decoder")
     return Source(files, json_of(files.config))
