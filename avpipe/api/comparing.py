@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from avpipe.api.judging import tools_for
 from avpipe.api.preparing import clips_of
-from avpipe.api.scoring import _corpus as corpus_of
-from avpipe.api.scoring import captions_of
+from avpipe.api.scoring import captions_of, corpus_of
 from avpipe.api.sealed import LOG, note_look
 from avpipe.pipeline.errors import UnknownNameError, UsageError
 

@@ -207,7 +207,7 @@ def _score_each(
     loaded = _load_best(folder)
     several = wanted(loaded)
     dataset = loaded.config.dataset
-    corpus = _corpus(plan.idf, workspace, dataset)
+    corpus = corpus_of(plan.idf, workspace, dataset)
     clips = [clip for clip in clips_of(workspace, dataset, plan.split) if clip.captions]
     if not clips:
         raise UsageError(f"the {plan.split} split of {dataset!r} has no captions to score against")
@@ -304,11 +304,11 @@ def score_files(
         found = {clip_id: text for clip_id, text in found.items() if clip_id in wanted}
         subset.check()
         name = subset.name_of(name)
-    corpus = _corpus(idf)
+    corpus = corpus_of(idf)
     return _noting(score(found, wanted, metrics=metrics or DEFAULT, missing=missing, split=name, idf=corpus), subset)
 
 
-def _corpus(
+def corpus_of(
     idf: str | None, workspace: Workspace | None = None, dataset: str = ""
 ) -> Mapping[str, Sequence[str]] | None:
     """What ``idf`` names: the captions of the training split, or of a file."""

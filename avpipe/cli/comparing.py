@@ -95,6 +95,10 @@ def compare(
         raise UsageError(f"--json is a form of its own: got --format {form}, too")
     if form == "csv" and examples:
         raise UsageError("--examples are lines for people; --format csv is a table for programs. Try: --json")
+    if percent and (as_json or form == "csv"):
+        raise UsageError(
+            "--percent is for people; --json and --format csv are for programs, and hold scores as they are"
+        )
     if metrics is not None and not names(metrics):
         raise UsageError(f"--metrics: expected names, several by comma, got {metrics!r}")
     if plot is not None:
@@ -121,7 +125,7 @@ def compare(
     if as_json:
         typer.echo(json.dumps({**comparison.to_json(), "examples": [example.to_json() for example in found.examples]}))
     elif form == "csv":
-        typer.echo(long_table(comparison, percent=percent).csv(), nl=False)
+        typer.echo(long_table(comparison).csv(), nl=False)
     elif form is not None:
         scores = scores_table(comparison, percent=percent, notes=scores_notes(comparison))
         differences = differences_table(comparison, percent=percent, notes=footnotes(comparison))

@@ -98,6 +98,7 @@ class Comparison:
         differences: metric by metric.
         reasons: why a score is missing, by name.
         signatures: by score.
+        metric_versions: what of its signature each score has beside the protocol.
         protocol: see :class:`avpipe.eval.ScoreReport`.
         test: which.
         resamples: how many.
@@ -113,6 +114,7 @@ class Comparison:
     differences: tuple[Difference, ...]
     reasons: Mapping[str, str]
     signatures: Mapping[str, str]
+    metric_versions: Mapping[str, str]
     protocol: str
     test: Test
     resamples: int
@@ -239,6 +241,7 @@ def compare(
         differences=tuple(differences),
         reasons=_reasons(reports),
         signatures={name: first.signature(name) for name in first.scores},
+        metric_versions=dict(first.metric_versions),
         protocol=first.protocol,
         test=test,
         resamples=resamples,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 from avpipe.eval.comparison import Comparison, Difference, Example, Standing
 from avpipe.eval.metric import direction, find_metrics, is_of_the_set, is_share
+from avpipe.eval.scores import titled, versions_line
 from avpipe.eval.tables import Cell, Table, interval, number
 
 MARK = "*"
@@ -41,17 +41,23 @@ def scores_table(
     }
     rows: list[list[Cell | str]]
     if for_terminal:
-        rows = [[metric, *(cell(system, metric) for system in seeds)] for metric in metrics]
+        rows = [[titled(metric, percent), *(cell(system, metric) for system in seeds)] for metric in metrics]
         return Table(header=["metric", *seeds.values()], rows=rows, notes=notes)
     rows = [[shown, *(cell(system, metric) for metric in metrics)] for system, shown in seeds.items()]
-    return Table(header=["system", *metrics], rows=rows, notes=notes)
+    header = ["system", *(titled(metric, percent) for metric in metrics)]
+    return Table(header=header, rows=rows, notes=notes)
 
 
 def scores_notes(comparison: Comparison) -> list[str]:
     """Lines to print below the scores where the tests stand elsewhere: what brackets and marks mean, the protocol."""
     marks = f"; {MARK} differs from {comparison.baseline}, p (Holm) < {comparison.alpha:g}"
     brackets = f"brackets: intervals that hold {100 * (1 - comparison.alpha):g} %"
-    return [brackets + (marks if comparison.baseline else ""), comparison.protocol]
+    return [brackets + (marks if comparison.baseline else ""), *_how(comparison)]
+
+
+def _how(comparison: Comparison) -> list[str]:
+    """How scores were made: the protocol, and what of its signature each has beside that."""
+    return [comparison.protocol, *versions_line(comparison.metric_versions)]
 
 
 def differences_table(comparison: Comparison, *, percent: bool = False, notes: Sequence[str] = ()) -> Table:
@@ -61,7 +67,7 @@ def differences_table(comparison: Comparison, *, percent: bool = False, notes: S
         times = percent and is_share(each.metric)
         within = interval(each.low, each.high, percent=times, signed=True)
         return [
-            each.metric,
+            titled(each.metric, percent),
             each.system if comparison.baseline else f"{each.system} - {each.baseline}",
             f"{number(each.difference, percent=times, signed=True)}\n{within}",
             Cell(f"{each.p_holm:.4f}{MARK if each.significant else ''}", bold=each.significant),
@@ -74,14 +80,13 @@ def differences_table(comparison: Comparison, *, percent: bool = False, notes: S
     return Table(header=header, rows=[row(each) for each in comparison.differences], words=2, notes=notes)
 
 
-def long_table(comparison: Comparison, *, percent: bool = False) -> Table:
+def long_table(comparison: Comparison) -> Table:
     """Everything in one table for programs: a row a score of a system, and beside it each test of it."""
     rows: list[list[Cell | str]] = []
     for metric, signature in comparison.signatures.items():
-        digits = partial(_digits, times=100 if percent and is_share(metric) else 1)
         for system, standings in comparison.standings.items():
             one = standings[metric]
-            own = [metric, system, str(comparison.systems[system]), *digits(one.score, one.low, one.high)]
+            own = [metric, system, str(comparison.systems[system]), *_digits(one.score, one.low, one.high)]
             said = [
                 comparison.test,
                 str(comparison.resamples),
@@ -91,10 +96,10 @@ def long_table(comparison: Comparison, *, percent: bool = False) -> Table:
             ]
             tests = [each for each in comparison.differences if (each.system, each.metric) == (system, metric)]
             for each in tests:
-                shown = digits(each.difference, each.low, each.high)
+                shown = _digits(each.difference, each.low, each.high)
                 p = [repr(each.p), repr(each.p_holm)]
                 counts = ["" if count is None else str(count) for count in (each.wins, each.ties, each.losses)]
-                rows.append([*own, each.baseline, *shown, *p, *digits(each.detectable), *counts, *said])
+                rows.append([*own, each.baseline, *shown, *p, *_digits(each.detectable), *counts, *said])
             if not tests:
                 rows.append([*own, *[""] * 10, *said])
     header = "metric system seeds score low high baseline difference difference_low difference_high p p_holm detectable"
@@ -102,8 +107,8 @@ def long_table(comparison: Comparison, *, percent: bool = False) -> Table:
     return Table(header=[*header.split(), *ends.split()], rows=rows)
 
 
-def _digits(*values: float | None, times: int) -> list[str]:
-    return ["" if value is None else repr(times * value) for value in values]
+def _digits(*values: float | None) -> list[str]:
+    return ["" if value is None else repr(value) for value in values]
 
 
 def footnotes(comparison: Comparison) -> list[str]:
@@ -112,7 +117,7 @@ def footnotes(comparison: Comparison) -> list[str]:
         comparison.method,
         comparison.claim,
         "detectable: the smallest difference that one such test finds with a power of 80 %",
-        comparison.protocol,
+        *_how(comparison),
         *(f"no {name}: {reason}" for name, reason in comparison.reasons.items()),
         *comparison.notes,
     ]

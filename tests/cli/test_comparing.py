@@ -107,7 +107,9 @@ def test_json_is_what_the_functions_say(avpipe: Avpipe, files: Path) -> None:
     assert json.loads(said.out) == {**json.loads(json.dumps(known.to_json())), "examples": []}
 
 
-@pytest.mark.parametrize(("form", "start"), [("markdown", "| system | CIDEr |"), ("latex", "% needs \\usepackage{")])
+@pytest.mark.parametrize(
+    ("form", "start"), [("markdown", "| system | CIDEr x 100 |"), ("latex", "% needs \\usepackage{")]
+)
 def test_forms_for_papers(avpipe: Avpipe, files: Path, form: str, start: str) -> None:
     words = (files / "base.json", files / "ours.json", "--references", files / "references.json", *QUICK)
     said = avpipe("compare", *words, "--format", form, "--percent", "--examples", 1)
@@ -165,6 +167,7 @@ def test_a_picture_is_drawn(avpipe: Avpipe, files: Path) -> None:
         ("base.json ours.json --references references.json --metrics ,", 2, "--metrics: expected names, several by"),
         ("base.json ours.json --references references.json --json --format latex", 2, "got --format latex, too"),
         ("base.json ours.json --references references.json --format csv --examples 1", 2, "a table for programs"),
+        ("base.json ours.json --references references.json --json --percent", 2, "--percent is for people"),
         ("base.json ours.json --references references.json --idf nosuch.json", 1, "nosuch.json"),
         ("base.json ours.json --references references.json --idf train", 2, "idf=train: expected a run"),
         ("base.json ours.json --references references.json --intersect ours.txt", 1, "none of its 1 ids is one of a"),

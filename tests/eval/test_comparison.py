@@ -419,7 +419,8 @@ def test_tables_say_what_was_found(compared: Comparison) -> None:
 
 def test_the_best_is_bold_and_significance_is_marked(compared: Comparison) -> None:
     lines = scores_table(compared, percent=True).markdown().splitlines()
-    assert lines[0] == "| system | CIDEr | Bleu_1 | Bleu_2 | Bleu_3 | Bleu_4 | ROUGE_L |"
+    names = ["CIDEr", "Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L"]
+    assert lines[0] == f"| system | {' | '.join(f'{name} x 100' for name in names)} |"
     good, fair, poor = lines[2:5]
     best = compared.standings["good"]["CIDEr"]
     assert f"**{100 * best.score:.2f}" in good
@@ -435,6 +436,8 @@ def test_notes_below_the_scores_say_what_marks_mean(compared: Comparison, report
     text = scores_table(compared, notes=scores_notes(compared)).latex()
     assert r"% brackets: intervals that hold 95 %; * differs from fair, p (Holm) < 0.05" in text.splitlines()
     assert f"% {compared.protocol}" in text.splitlines()
+    assert any(line.startswith("% CIDEr idf:refs") for line in text.splitlines())
+    assert any(line.startswith("CIDEr idf:refs") for line in footnotes(compared))
     every = compare(reports, all_pairs=True, resamples=100)
     assert scores_notes(every)[0] == "brackets: intervals that hold 95 %"
 

@@ -103,6 +103,6 @@ def test_counts_are_never_times_100() -> None:
     )
     shown = {row[0]: row[1] for row in table(report, percent=True).rows}
     assert (shown["Vocab"], shown["Length"], shown["Length_ratio"]) == ("4.0000", "2.5000", "1.0000")
-    assert (shown["Unique"], shown["Bleu_1"]) == ("100.00", "100.00")
+    assert (shown["Unique x 100"], shown["Bleu_1 x 100"]) == ("100.00", "100.00")
     counts = [name for module in map(load, REGISTRY.names()) for name in module.NAMES if not is_share(name)]
     assert counts == ["Vocab", "Length", "Length_ratio"]
