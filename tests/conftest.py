@@ -9,11 +9,16 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
+from hypothesis import settings
 
 from avpipe import api
 from avpipe.pipeline.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
+
+# Tests never time: what an example takes is the machine's affair.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)

@@ -59,7 +59,7 @@ line = st.sampled_from(["a dog", "", " ", "by J.", "The dog", "he meets Dr.", "W
 
 
 @given(st.lists(st.lists(line, max_size=5)))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_several_corpora_are_read_as_each_by_itself(corpora: list[list[str]]) -> None:
     tools = Tools(find_java())
     assert ptb.tokenise_several(corpora, tools) == [ptb.tokenise_by_jar(captions, tools) for captions in corpora]
@@ -75,7 +75,7 @@ FOLLOWED = ["he meets Dr.", "Who is there", "no.", "", " ", "5 men", "plan B.", 
 
 
 @given(st.lists(st.sampled_from([*FOLLOWED, "a dog", "😀", "Mr.", "...", "x. Y"]), max_size=12))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_what_is_sent_alone_is_read_as_among_all(captions: list[str]) -> None:
     tools = Tools(find_java())
     assert ptb.tokenise(captions, tools) == ptb.tokenise_by_jar(captions, tools)
