@@ -98,6 +98,27 @@ def test_bleu_of_some_clips_is_that_of_their_counts(items: list[tuple[str, list[
     )
 
 
+said = st.lists(st.sampled_from(["a", "man", "dog", "runs", "the", "in"]), min_size=1, max_size=9).map(" ".join)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(said, st.lists(said, min_size=1, max_size=4)), min_size=2, max_size=6))
+def test_a_caption_that_is_a_reference_is_not_beaten(items: list[tuple[str, list[str]]]) -> None:
+    references = {str(number): several for number, (_, several) in enumerate(items)}
+    others = {str(number): own for number, (own, _) in enumerate(items)}
+    perfect, other = (
+        ours(references, {key: several[0] for key, several in references.items()}),
+        ours(references, others),
+    )
+    for name in ("Bleu_1", "ROUGE_L"):  # pycocoevalcap's BLEU adds 1e-9 to what it divides by
+        assert all(perfect[name][key] == pytest.approx(1) for key in references)
+        assert all(perfect[name][key] >= other[name][key] - 1e-8 for key in ("", *references))
+    # CIDEr is a mean over references: a caption that is all of them is not beaten.
+    alone = {key: several[:1] for key, several in references.items()}
+    perfect, other = ours(alone, {key: several[0] for key, several in alone.items()}), ours(alone, others)
+    assert all(perfect["CIDEr"][key] >= other["CIDEr"][key] - 1e-8 for key in ("", *alone))
+
+
 words = st.lists(st.integers(0, 4), max_size=6)
 
 
