@@ -308,20 +308,22 @@ def test_twice_does_not_repeat_a_wrong_answer() -> None:
         twice(work)
 
 
-def test_a_line_that_nobody_asked_for_stops_the_conversation(fake_java: FakeJava) -> None:
+def test_a_line_that_nobody_asked_for_stops_the_conversation(fake_java: FakeJava, tmp_path: Path) -> None:
     java = fake_java(
-        """
-        import sys, time
+        f"""
+        import os, sys, time
         for line in sys.stdin:
             print("A:" + line.strip(), flush=True)
             if "1" in line:
-                time.sleep(0.5)
+                while not os.path.exists("{tmp_path}/read"):
+                    time.sleep(0.01)
                 print("stray", flush=True)
                 print("said", file=sys.stderr, flush=True)
         """
     )
     with JavaChild(java.path, [], name="X", patience_seconds=10) as child:
         assert child.ask(["1"]) == ["A:1"]
+        (tmp_path / "read").touch()
         while "said" not in child.stderr():
             time.sleep(0.01)
         with pytest.raises(JavaError, match="X: expected nothing before a question, got 'stray'"):
