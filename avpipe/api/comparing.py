@@ -95,7 +95,6 @@ def compare(
     from avpipe.eval import DEFAULT, Scorer
     from avpipe.eval import comparison as compared
     from avpipe.eval.coco import read_results
-    from avpipe.eval.coverage import ReferenceSet, cover
     from avpipe.eval.metric import find_metrics
 
     # What can be found wrong before the last note is no look at the test split.
@@ -117,9 +116,7 @@ def compare(
         is_part = isinstance(source, str) or subset is not None
         captions[source] = {key: text for key, text in said.items() if key in against} if is_part else said
     scorer = Scorer(against, metrics=metrics or DEFAULT, missing=missing, split=name, idf=corpus, tools=tools)
-    reference_set = ReferenceSet.of(against)
-    covered = {str(source): cover(texts, reference_set, missing).candidates for source, texts in captions.items()}
-    compared.check_clips(covered)
+    compared.check_clips({str(source): scorer.cover(texts).candidates for source, texts in captions.items()})
     looks = _note_looks(workspace, configs) if split == "test" else {}
     reports: dict[str, list[ScoreReport]] = {system: [] for system in found}
     for system, sources in found.items():

@@ -197,7 +197,6 @@ def _score_each(
     """
     from avpipe.data_manifests.subset import Subset
     from avpipe.eval import DEFAULT, Scorer
-    from avpipe.eval.coverage import ReferenceSet, cover
     from avpipe.eval.metric import find_metrics
 
     check_scored_split(plan.split)
@@ -224,12 +223,12 @@ def _score_each(
         idf=corpus,
         tools=tools_for(workspace, dataset, plan.metrics or DEFAULT),
     )
-    whole, captions = ReferenceSet.of(references), []
+    captions = []
     for senses in several:
         said = captions_of(workspace, run, plan.split, senses=senses, loaded=loaded)
         captions.append({clip_id: text for clip_id, text in said.items() if clip_id in references})
     for said in captions:
-        cover(said, whole, plan.missing)
+        scorer.cover(said)
     looks = 0
     if plan.split == "test":
         is_plain = len(several) == 1 and several[0].is_whole

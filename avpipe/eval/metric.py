@@ -28,7 +28,7 @@ A metric that runs in Java says ``JAVA = True``; the version of Java then stands
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -74,6 +74,28 @@ class MetricResult:
         """Of a metric whose corpus scores are means over the clips."""
         corpus = {name: sum(scores.values()) / len(scores) for name, scores in per_clip.items()}
         return cls(corpus=corpus, per_clip=per_clip, notes=notes, version=version)
+
+    @classmethod
+    def of_sums(
+        cls,
+        clip_ids: Iterable[str],
+        statistics: npt.NDArray[np.float64],
+        aggregate: Callable[[npt.NDArray[np.float64]], Mapping[str, npt.NDArray[np.float64]]],
+    ) -> MetricResult:
+        """Of a metric whose corpus scores are made of sums over the clips.
+
+        Args:
+            clip_ids: in the order of the rows.
+            statistics: ``(clips, k)``.
+            aggregate: the module's own.
+        """
+        ids = list(clip_ids)
+        whole, each = aggregate(statistics.sum(axis=0, keepdims=True)), aggregate(statistics)
+        return cls(
+            corpus={name: float(score[0]) for name, score in whole.items()},
+            per_clip={name: dict(zip(ids, scores.tolist(), strict=True)) for name, scores in each.items()},
+            statistics=statistics,
+        )
 
 
 class Metric(Protocol):

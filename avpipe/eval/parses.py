@@ -38,12 +38,12 @@ class Parses:
         with self._forgiving("read"):
             if not self._path.exists():
                 return found
-        with self._forgiving("read"), self._connect() as connection:
-            for first in range(0, len(keys), _AT_ONCE):
-                some = keys[first : first + _AT_ONCE]
-                places = ", ".join("?" * len(some))
-                query = f"SELECT caption, parse FROM parses WHERE caption IN ({places})"
-                found |= {caption: json.loads(parse) for caption, parse in connection.execute(query, some)}
+            with self._connect() as connection:
+                for first in range(0, len(keys), _AT_ONCE):
+                    some = keys[first : first + _AT_ONCE]
+                    places = ", ".join("?" * len(some))
+                    query = f"SELECT caption, parse FROM parses WHERE caption IN ({places})"
+                    found |= {caption: json.loads(parse) for caption, parse in connection.execute(query, some)}
         return found
 
     def put(self, parses: Mapping[str, Any]) -> None:

@@ -94,7 +94,7 @@ class Scorer:
             ScoringError: see :func:`score`.
             DataError: see :func:`score`.
         """
-        covered = cover(predictions, self._references, self._missing)
+        covered = self.cover(predictions)
         ran = self._run(covered)
         untold = {name: reason for name, reason in ran.reasons.items() if self._strict or reason not in self._told}
         _complain(untold, strict=self._strict)
@@ -129,6 +129,15 @@ class Scorer:
             versions={"pycocoevalcap": pycocoevalcap_version(), "avpipe": __version__},
             notes=(*_notes(covered, self._references), *ran.notes),
         )
+
+    def cover(self, predictions: Predictions) -> Covered:
+        """What :meth:`score` would score: whether captions can be scored is known before any is.
+
+        Raises:
+            ScoringError: coverage is not complete.
+            DataError: something is no caption, or an id is given twice.
+        """
+        return cover(predictions, self._references, self._missing)
 
     def _run(self, covered: Covered) -> _Ran:
         """Tokenise, then run every metric; what cannot run has a reason instead of a result."""

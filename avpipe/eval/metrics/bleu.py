@@ -52,12 +52,7 @@ def compute(evaluation: Evaluation) -> MetricResult:
     apart = np.abs(references.words.lengths - words.lengths[references.clip_of_row])
     nearest = np.minimum.reduceat(apart << 32 | references.words.lengths, references.first_rows) & (1 << 32) - 1
     statistics = np.column_stack([correct, guessed, words.lengths, nearest]).astype(np.float64)
-    by_name = aggregate(statistics)
-    return MetricResult(
-        corpus={name: float(score[0]) for name, score in aggregate(statistics.sum(axis=0, keepdims=True)).items()},
-        per_clip={name: dict(zip(evaluation.words, by_name[name].tolist(), strict=True)) for name in NAMES},
-        statistics=statistics,
-    )
+    return MetricResult.of_sums(evaluation.words, statistics, aggregate)
 
 
 def aggregate(sums: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:

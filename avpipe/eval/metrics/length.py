@@ -37,12 +37,7 @@ def compute(evaluation: Evaluation) -> MetricResult:
 
     own = np.array([len(words.split()) for words in evaluation.words.values()], dtype=np.float64)
     statistics = np.column_stack([own, evaluation.references.once(_mean_lengths), np.ones(len(own))])
-    by_name = aggregate(statistics)
-    return MetricResult(
-        corpus={name: float(score[0]) for name, score in aggregate(statistics.sum(axis=0, keepdims=True)).items()},
-        per_clip={name: dict(zip(evaluation.words, by_name[name].tolist(), strict=True)) for name in NAMES},
-        statistics=statistics,
-    )
+    return MetricResult.of_sums(evaluation.words, statistics, aggregate)
 
 
 def aggregate(sums: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:

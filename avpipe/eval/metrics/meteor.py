@@ -74,15 +74,7 @@ def compute(evaluation: Evaluation) -> MetricResult:
         different = dict.fromkeys(map(_field, references))
         questions.append(_SEPARATOR.join(("SCORE", *different, _field(evaluation.words[clip_id]))))
     lines = twice(lambda: _converse(questions, tools, evaluation.stop))
-    statistics = counts(lines)
-    return MetricResult(
-        corpus={name: float(score[0]) for name, score in aggregate(statistics.sum(axis=0, keepdims=True)).items()},
-        per_clip={
-            name: dict(zip(evaluation.words, scores.tolist(), strict=True))
-            for name, scores in aggregate(statistics).items()
-        },
-        statistics=statistics,
-    )
+    return MetricResult.of_sums(evaluation.words, counts(lines), aggregate)
 
 
 def aggregate(sums: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
