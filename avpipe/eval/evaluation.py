@@ -7,7 +7,7 @@ What a metric counts in the references is counted once, however many systems are
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +19,28 @@ if TYPE_CHECKING:
     from avpipe.eval.tools import Tools
 
 T = TypeVar("T")
+
+
+class Remembered:
+    """What is computed by whoever asks first; others who ask meanwhile wait for it, and are told, too, if it fails."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._found: dict[Hashable, Future[Any]] = {}
+
+    def get(self, key: Hashable, work: Callable[[], T]) -> T:
+        """``work()``, once for each key."""
+        with self._lock:
+            first = key not in self._found
+            future = self._found.setdefault(key, Future())
+        if first:  # outside of the lock: something else may be computed meanwhile
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+                raise
+        found: T = future.result()
+        return found
 
 
 class TokenisedReferences:
@@ -40,8 +62,7 @@ class TokenisedReferences:
         if list(captions) != list(words) or any(len(captions[key]) != len(words[key]) for key in words):
             raise ValueError("captions and words: expected the same clips in the same order, with as many captions")
         self.captions, self.words = captions, words
-        self._lock = threading.Lock()
-        self._counted: dict[Callable[..., Any], Future[Any]] = {}
+        self._counted = Remembered()
 
     @classmethod
     def of(cls, captions: Mapping[str, Sequence[str]], tools: Tools) -> TokenisedReferences:
@@ -54,13 +75,7 @@ class TokenisedReferences:
 
     def once(self, count: Callable[[TokenisedReferences], T]) -> T:
         """``count(self)``, remembered by the function itself."""
-        with self._lock:
-            first = count not in self._counted
-            future = self._counted.setdefault(count, Future())
-        if first:  # outside of the lock: others may count something else meanwhile
-            _fulfil(future, lambda: count(self))
-        found: T = future.result()
-        return found
+        return self._counted.get(count, lambda: count(self))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"captions": self.captions, "words": self.words}
@@ -104,8 +119,7 @@ class Evaluation:
         self.captions, self.words, self.references, self.tools = captions, words, references, tools
         self.idf = idf
         self.stop = Stop()
-        self._lock = threading.Lock()
-        self._results: dict[str, Future[MetricResult]] = {}
+        self._results = Remembered()
 
     def result(self, name: str) -> MetricResult:
         """What a metric says, computed by whoever asks first.
@@ -119,18 +133,4 @@ class Evaluation:
         """
         from avpipe.eval.metric import load
 
-        with self._lock:
-            first = name not in self._results
-            future = self._results.setdefault(name, Future())
-        if first:
-            _fulfil(future, lambda: load(name).compute(self))
-        return future.result()
-
-
-def _fulfil(future: Future[T], work: Callable[[], T]) -> None:
-    """Do what others wait for; they are told, too, if it fails."""
-    try:
-        future.set_result(work())
-    except BaseException as error:
-        future.set_exception(error)
-        raise
+        return self._results.get(name, lambda: load(name).compute(self))

@@ -7,7 +7,6 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +55,7 @@ def evaluation_of(
 
 def stand_in(evaluation: Evaluation, name: str, result: MetricResult) -> None:
     """Have a metric say this, where others ask for what it says."""
-    future: Future[MetricResult] = Future()
-    future.set_result(result)
-    evaluation._results[name] = future
+    evaluation._results.get(name, lambda: result)
 
 
 def link_meteor(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
